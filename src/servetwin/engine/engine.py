@@ -1,0 +1,152 @@
+"""One serving engine: its loop, its batches in flight, its clock.
+
+The loop is that of vLLM's engine core. Synchronous: take what arrived, schedule, execute, hand out the outputs. With
+several batches in flight (asynchronous scheduling, pipeline stages) a batch is scheduled as long as the queue of batches
+has room; otherwise the oldest batch is awaited. The engine only looks at its inbox between those actions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from servetwin.engine.batch import Batch
+from servetwin.engine.request import Request
+from servetwin.engine.scheduler import Scheduler
+from servetwin.timing.host import NO_OVERHEAD, HostOverhead
+from servetwin.timing.protocol import StepTimer
+
+
+class Watcher(Protocol):
+    """Who is told about executed steps and ended requests."""
+
+    def stepped(self, engine: Engine, batch: Batch) -> None: ...
+    def ended(self, engine: Engine, request: Request, now: int) -> None: ...
+
+
+StageSplit = Callable[[int], list[int]]
+"""Splits the device time of a step over the pipeline stages."""
+
+
+def even_stages(stages: int) -> StageSplit:
+    """Every stage takes an equal part; the last one the remainder."""
+
+    def split(ns: int) -> list[int]:
+        part = ns // stages
+        return [part] * (stages - 1) + [ns - part * (stages - 1)]
+
+    return split
+
+
+class Engine:
+    """Runs one scheduler over one (possibly pipelined) group of devices.
+
+    `wake(now)` runs the loop until it must wait, and returns when to be woken next, or None when only an arrival can
+    wake it. `poll_ns`: an engine that has requests but nothing to run looks again after so long; None: when the next
+    copy ends.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        scheduler: Scheduler,
+        timer: StepTimer,
+        watcher: Watcher,
+        *,
+        host: HostOverhead = NO_OVERHEAD,
+        stages: StageSplit | None = None,
+        poll_ns: int | None = None,
+    ) -> None:
+        self.number, self.scheduler, self.timer, self.watcher = number, scheduler, timer, watcher
+        self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
+        self.inbox: deque[tuple[Request, bool]] = deque()
+        """arrivals and client aborts (True) that the loop has not looked at yet, in time order"""
+        self.steps = 0
+        self.awaiting = False
+        """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
+        self._ran = False
+        self._last_end = 0
+        self._batches: deque[Batch] = deque()
+        self._room = scheduler.options.max_batches
+        self._device_free = [0] * scheduler.options.pipeline
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests (running, waiting), those in the inbox included."""
+        return len(self.scheduler.running), self.scheduler.waiting_count + len(self.inbox)
+
+    def wake(self, now: int) -> int | None:
+        scheduler, batches = self.scheduler, self._batches
+        while True:
+            if self.awaiting:
+                if batches[0].end_ns > now:
+                    return batches[0].end_ns
+                oldest = batches.popleft()
+                self._finish(oldest, now)
+                self.awaiting = False
+                if not oldest.requests and self._stalled():
+                    return self._next_look(now)
+            self._open_inbox(now)
+            if scheduler.has_work:
+                batch = scheduler.schedule(now)
+                self._ran = bool(batch.requests)
+                if self._ran:
+                    self._launch(batch, now)
+                else:  # told to the workers, in order, but takes no time
+                    batch.end_ns = max(now, self._last_end)
+                batches.append(batch)
+                if len(batches) < self._room and (self._ran or scheduler.has_work):
+                    if self._stalled():
+                        return self._next_look(now)
+                    continue
+            elif batches:
+                self._ran = False
+            else:
+                return None
+            self.awaiting = True
+
+    def _stalled(self) -> bool:
+        """Requests are there, but nothing runs and nothing could be scheduled: only an arrival or the end of a copy
+        can change that."""
+        return not self._ran and self.scheduler.has_work and not any(batch.requests for batch in self._batches)
+
+    def _next_look(self, now: int) -> int | None:
+        connector = self.scheduler.connector
+        end = connector.next_end_ns if connector else None
+        if self.poll_ns is None:
+            return end
+        if any(request.loaded for request in self.scheduler.loading):
+            return now + self.poll_ns
+        return None if end is None else now + max(1, -(-(end - now) // self.poll_ns)) * self.poll_ns
+
+    def _open_inbox(self, now: int) -> None:
+        inbox, scheduler = self.inbox, self.scheduler
+        while inbox:
+            request, aborted = inbox.popleft()
+            if not aborted:
+                scheduler.add(request)
+            elif not request.finished:
+                scheduler.abort(request, now)
+                self.watcher.ended(self, request, now)
+
+    def _launch(self, batch: Batch, now: int) -> None:
+        """Price the batch and put it on the device, behind what is there."""
+        shape = batch.measure()
+        host, seqs = self.host, len(batch.requests)
+        ready = now + host.before(seqs)
+        parts = self.stages(self.timer.step_ns(shape) + host.gap(seqs))
+        free = self._device_free
+        batch.begin_ns = max(ready, free[0])
+        at = ready
+        for stage, ns in enumerate(parts):
+            at = max(at, free[stage]) + ns
+            free[stage] = at
+        batch.end_ns = self._last_end = at
+        batch.index = self.steps
+        self.steps += 1
+        self.watcher.stepped(self, batch)
+
+    def _finish(self, batch: Batch, now: int) -> None:
+        for request in self.scheduler.update(batch, now):
+            self.watcher.ended(self, request, now)

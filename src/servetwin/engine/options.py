@@ -1,0 +1,42 @@
+"""What one engine's scheduler is told: vLLM's options, resolved to numbers, and the switches of its version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SchedulerOptions:
+    """Names as in vLLM. `usable_blocks`: KV blocks without the null block. `max_batches`: batches in flight."""
+
+    usable_blocks: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int = 16
+    max_num_active_seqs: int | None = None
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    priority: bool = False
+    async_scheduling: bool = False
+    pipeline: int = 1
+    speculative_tokens: int = 0
+    lookahead_tokens: int = 0
+    prefill_schedule_interval: int = 1
+    windows: tuple[int | None, ...] = (None,)
+    """one entry a KV group: None = full attention, else its sliding window"""
+    kv_consumer: bool = False
+    kv_producer: bool = False
+    unkeyed_blocks_first: bool = True
+    """freed blocks without a cached key are reused first (older engines: last)"""
+    priority_self_preemption_continues: bool = True
+    """priority policy: after a request preempted itself, the ones behind it are still tried (0.33)"""
+
+    @property
+    def max_batches(self) -> int:
+        """Batches in flight: two when scheduling runs ahead of the device, one a stage in a pipeline."""
+        return max(2 if self.async_scheduling else 1, self.pipeline)

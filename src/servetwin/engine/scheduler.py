@@ -1,0 +1,471 @@
+"""Which requests run in the next step: vLLM's V1 scheduler.
+
+There is no prefill or decode phase. Every request has tokens that are known and tokens that are computed, and a step
+gives each, within one budget, as many tokens as it needs to catch up: running requests first, in the order in which they
+were admitted, then waiting ones. When the KV cache is full, running requests are preempted and recomputed later.
+
+Invariants (numbered; tested as properties in tests/engine):
+  S1  tokens of a step <= max_num_batched_tokens; running requests <= max_num_seqs;
+  S2  a request is in exactly one of: running, waiting, holding (waiting with blocks), finished;
+  S3  computed <= known + placeholders, at the end of every schedule();
+  S4  nobody is admitted in a step that preempted somebody;
+  S5  a request ends exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from servetwin.engine.batch import Batch
+from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
+from servetwin.engine.request import Request, Status
+from servetwin.engine.transfer import KVConnector
+from servetwin.memory.kv import KVCache
+
+AcceptedDrafts = Callable[[Request, int], int]
+"""How many of so many draft tokens of a request the model accepts."""
+
+
+class Scheduler:
+    """State is three containers: `running`, `waiting`, and `holding` (waiting requests that own KV blocks)."""
+
+    def __init__(
+        self,
+        options: SchedulerOptions,
+        kv: KVCache,
+        connector: KVConnector | None = None,
+        accepted: AcceptedDrafts | None = None,
+    ) -> None:
+        self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
+        new_queue = ByPriority if options.priority else Fcfs
+        self.running: list[Request] = []
+        self.waiting: WaitingQueue = new_queue()
+        self.holding: WaitingQueue = new_queue()
+        self.pinned: set[Request] = set()
+        """ended requests whose blocks a copy still reads or writes"""
+        self.prefix_queries = self.prefix_hits = 0
+        self.preemptions = 0
+        self._max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
+        self._watermark = int(options.watermark * (options.usable_blocks + 1))
+        self._partial: dict[Request, None] = {}
+        """requests that hold blocks for part of a prompt or for a load: they will need more"""
+        self._deferred: set[Request] = set()
+        """waiting requests that were passed over because of their own state, not for want of room"""
+        self._unflushed = False
+        """a request has ended since the last schedule(): the workers must still be told"""
+        # With several batches in flight a copy into a freed block could overtake a step that still writes it.
+        self._defer_frees = options.kv_consumer and options.max_batches > 1
+        self._deferred_frees: deque[tuple[int, list[int]]] = deque()
+        self._scheduled_batches = self._processed_batches = 0
+        self._executed_steps = 0
+        self._last_prefill_step = -options.prefill_schedule_interval
+        self._capacity_bound = False
+
+    # What the engine asks ------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self.waiting) + len(self.holding)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.running) + self.waiting_count
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a schedule() call is due, if only to tell the workers which requests have ended."""
+        return bool(self.running) or self.waiting_count > 0 or self._unflushed or bool(self.pinned)
+
+    def add(self, request: Request) -> None:
+        self.waiting.push(request)
+
+    def abort(self, request: Request, now: int) -> None:
+        """End a request because its client went away."""
+        if not request.finished:
+            self._end_early(request, Status.ABORTED, "aborted by the client", now)
+
+    def fail(self, request: Request, reason: str, now: int) -> None:
+        """End a request that can never be served."""
+        if not request.finished:
+            self._end_early(request, Status.FAILED, reason, now)
+
+    def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:
+        if request.status == Status.RUNNING:
+            self.running.remove(request)
+        else:
+            self._remove_waiting({request})
+        copying = request.status == Status.LOADING and not request.loaded
+        request.reason, request.finish_ns = reason, now
+        self._end(request, status, pin=copying)
+
+    # One step ------------------------------------------------------------------------------------------------------
+
+    def schedule(self, now: int) -> Batch:
+        """The next batch (perhaps empty). Computed tokens advance here, so that the next chunk can follow at once."""
+        batch = Batch(now)
+        budget = self.options.max_num_batched_tokens
+        threshold = self._prefill_threshold()
+        hold_prefills = self._holds_prefills()
+        budget = self._continue_running(batch, budget, threshold, hold_prefills)
+        prefilled = any(request.prefilling for request in batch.requests)
+        continued = len(batch)
+        if not batch.preempted:
+            self._admit(batch, budget, threshold, hold_prefills, prefilled)
+            if not hold_prefills:
+                self._capacity_bound = self.waiting_count > len(self._deferred)
+        if batch.requests:
+            self._executed_steps += 1
+            admitted = range(continued, len(batch))
+            if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
+                self._last_prefill_step = self._executed_steps
+            self._scheduled_batches += 1
+            self._advance(batch)
+        batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free
+        self._unflushed = False
+        return batch
+
+    def _prefill_threshold(self) -> int:
+        """Most tokens that one request may take in this step; 0 = no limit. Nobody is starved by a lone request."""
+        options, others = self.options, self.unfinished
+        if options.long_prefill_token_threshold == 0 or others <= 1:
+            return 0
+        if options.long_prefill_token_threshold_adaptive:
+            return max(options.long_prefill_token_threshold, options.max_num_batched_tokens // others)
+        return options.long_prefill_token_threshold
+
+    def _holds_prefills(self) -> bool:
+        """With a prefill interval, decodes run alone until so many steps have passed since the last prefill."""
+        interval = self.options.prefill_schedule_interval
+        return (
+            interval > 1
+            and not self._capacity_bound
+            and self._executed_steps + 1 - self._last_prefill_step < interval
+            and any(not request.prefilling for request in self.running)
+        )
+
+    def _continue_running(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool) -> int:
+        running, longest = self.running, self.options.max_model_len - 1
+        i = 0
+        while i < len(running) and budget > 0:
+            request = running[i]
+            computed, placeholders = request.computed, request.placeholders
+            if placeholders and computed + 2 - placeholders >= request.prompt + request.max_tokens:
+                i += 1  # a step in flight is sure to produce its last token
+                continue
+            if hold_prefills and request.prefilling:
+                i += 1
+                continue
+            tokens = request.known + request.drafts + placeholders - computed
+            if 0 < threshold < tokens:
+                tokens = threshold
+            tokens = min(tokens, budget, longest - computed)
+            if tokens <= 0:
+                i += 1  # all of it is in flight already
+                continue
+            if computed + tokens > request.quiet:
+                room, i, budget = self._make_room(batch, request, tokens, i, budget)
+                if not room:
+                    if request.status == Status.PREEMPTED and self._tries_on_after_self_preemption:
+                        continue
+                    break
+            drafts = 0
+            if request.drafts:
+                drafts = max(0, min(request.drafts, tokens + computed - request.known - placeholders))
+                request.drafts = 0
+            batch.add(request, tokens, computed, drafts)
+            budget -= tokens
+            i += 1
+        return budget
+
+    @property
+    def _tries_on_after_self_preemption(self) -> bool:
+        return self.options.priority and self.options.priority_self_preemption_continues
+
+    def _make_room(self, batch: Batch, request: Request, tokens: int, i: int, budget: int) -> tuple[bool, int, int]:
+        """Allocate slots for running request `i`, preempting others (or itself) as long as that helps.
+
+        Returns whether it has its slots, its index (which moves when an earlier one goes) and the budget (which grows
+        when a preempted request had been given tokens in this step).
+        """
+        running = self.running
+        while not self._extend(request, tokens):
+            victim = max(running, key=lambda r: (r.priority, r.arrival_ns)) if self.options.priority else running[-1]
+            if not self._frees_at_once(victim):
+                return False, i, budget
+            place = running.index(victim) if self.options.priority else len(running) - 1
+            del running[place]
+            if place < i:
+                i -= 1
+            if self.options.priority:
+                budget += batch.withdraw(victim)
+            self._preempt(victim)
+            batch.preempted.append(victim)
+            if victim is request:
+                return False, i, budget
+        return True, i, budget
+
+    def _extend(self, request: Request, tokens: int) -> bool:
+        done = self.kv.allocate(
+            request.row,
+            computed=request.computed,
+            new=tokens,
+            known=request.known,
+            prompt=request.prompt,
+            chain=request.chain,
+            in_flight=request.in_flight,
+            lookahead=self.options.lookahead_tokens,
+        )
+        if done:
+            request.quiet = self.kv.quiet_tokens(request.row) - self.options.lookahead_tokens
+        return done
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the front of the queue, all KV lost. Outputs in flight still count when they arrive."""
+        self._free(request)
+        self._partial.pop(request, None)
+        request.status = Status.PREEMPTED
+        request.computed = request.quiet = request.drafts = 0
+        request.drop_stale = request.drop_stale and request.stale > 0
+        request.stale = request.in_flight
+        request.placeholders = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self.waiting.push_front([request])
+
+    def _admit(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool, prefilled: bool) -> None:
+        options, kv = self.options, self.kv
+        continued = len(batch) > 0
+        passed_over: dict[bool, list[Request]] = {False: [], True: []}
+
+        def pass_over() -> None:
+            request = queue.pop()
+            self._deferred.add(request)
+            passed_over[request.holds_blocks].append(request)
+
+        while budget > 0 and len(self.running) < self._max_active:
+            queue = self.holding if len(self.holding) else self.waiting
+            if not len(queue):
+                break
+            request = queue.peek()
+            if request.status == Status.LOADING:
+                if not request.loaded:
+                    pass_over()
+                    continue
+                self._take_over_loaded(request)
+            if request.stale and not request.drop_stale:
+                pass_over()  # its outputs in flight must arrive before it may produce others
+                continue
+            hit, load, computed = kv.miss, 0, request.computed
+            if computed == 0:
+                if options.enable_prefix_caching and request.chain is not None:
+                    hit = kv.lookup(request.chain, request.known - 1)
+                if self.connector is not None and options.kv_consumer:
+                    load = self.connector.tokens_to_load(request, hit.tokens)
+                computed = hit.tokens + load
+            drafts = tokens = 0
+            if not load:
+                if hold_prefills and computed < request.known - 1:
+                    break
+                tokens = request.known - computed
+                if tokens == 1 and options.speculative_tokens and not prefilled and (continued or computed):
+                    # Kept as wide as the decodes around it, so that the whole batch stays uniform.
+                    padded = 1 + options.speculative_tokens
+                    if computed + padded + 1 <= options.max_model_len:
+                        if padded > budget:
+                            break
+                        tokens, drafts = padded, options.speculative_tokens
+                if 0 < threshold < tokens:
+                    tokens = threshold
+                if not options.enable_chunked_prefill and tokens > budget:
+                    break
+                tokens = min(tokens, budget)
+            admitted = kv.allocate(
+                request.row,
+                computed=request.computed,
+                new=tokens,
+                known=request.known,
+                prompt=request.prompt,
+                chain=request.chain,
+                in_flight=request.in_flight,
+                lookahead=0 if load else options.lookahead_tokens,
+                hit=hit,
+                external=load,
+                whole_sequence=options.scheduler_reserve_full_isl,
+                watermark=self._watermark if self.running else 0,
+                reserved=self._reserved_blocks() if load else 0,
+                cache=not load,
+            )
+            if not admitted:
+                break
+            if request.computed == 0:
+                self.prefix_queries += request.known
+                self.prefix_hits += hit.tokens
+            if load:
+                assert self.connector is not None
+                self.connector.start(request, load, batch.scheduled_ns)
+                request.remote_prefill = False
+                request.status, request.computed = Status.LOADING, computed
+                self._partial[request] = None
+                pass_over()
+                continue
+            queue.pop()
+            self._deferred.discard(request)
+            self.running.append(request)
+            request.status, request.computed = Status.RUNNING, computed
+            request.quiet = kv.quiet_tokens(request.row) - options.lookahead_tokens
+            if computed + tokens < request.known:
+                self._partial[request] = None
+            if request.scheduled_ns < 0:
+                request.scheduled_ns, request.cached_tokens = batch.scheduled_ns, computed
+            batch.add(request, tokens, computed, drafts)
+            budget -= tokens
+        self.holding.push_front(passed_over[True])
+        self.waiting.push_front(passed_over[False])
+
+    def _take_over_loaded(self, request: Request) -> None:
+        """A load has ended: its blocks become findable, and the last prompt token is computed here for its logits."""
+        assert request.chain is not None or not self.options.enable_prefix_caching
+        if request.chain is not None:
+            self.kv.commit(request.row, request.computed, request.chain)
+        if request.computed == request.known:
+            request.computed -= 1
+        request.status = Status.PREEMPTED if request.preemptions else Status.WAITING
+
+    def _reserved_blocks(self) -> int:
+        """Blocks that partly computed prompts still need: a load may not take them, as it cannot be preempted."""
+        options, extra = self.options, 0
+        if options.speculative_tokens:
+            extra = 1 + options.speculative_tokens + options.lookahead_tokens
+        step = -(-extra // options.block_size) * len(self.kv.groups)
+        return step + sum(
+            self.kv.blocks_needed(
+                request.row,
+                min(request.known, options.max_model_len) + extra,
+                request.computed,
+                self.kv.miss,
+                admission=True,
+            )
+            for request in self._partial
+        )
+
+    def _advance(self, batch: Batch) -> None:
+        asynchronous, speculative = self.options.async_scheduling, self.options.speculative_tokens
+        number = self._scheduled_batches
+        samples = batch.samples
+        for request, tokens, drafts in zip(batch.requests, batch.tokens, batch.drafts, strict=True):
+            request.computed += tokens
+            request.in_flight += tokens
+            request.last_batch = number
+            prefilling = request.computed < request.known + request.placeholders
+            request.prefilling = prefilling
+            samples.append(not prefilling)
+            if not prefilling:
+                if self._partial:
+                    self._partial.pop(request, None)
+                if asynchronous:
+                    request.placeholders += 1 + drafts
+                    request.drafts = speculative
+
+    # The end of a step ---------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, now: int) -> list[Request]:
+        """Give the outputs of an ended step to its requests; those that ended with it, in batch order."""
+        if batch.requests:
+            self._processed_batches += 1
+            while self._deferred_frees and self._deferred_frees[0][0] <= self._processed_batches:
+                self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
+        ended: list[Request] = []
+        speculative = self.options.speculative_tokens
+        longest = self.options.max_model_len
+        for request, tokens, drafts, samples in zip(
+            batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
+        ):
+            request.in_flight -= tokens
+            stale = request.stale > 0
+            if stale:
+                request.stale -= tokens
+            if not samples or request.status >= Status.FINISHED or (stale and request.drop_stale):
+                continue
+            produced = 1
+            if drafts:
+                assert self.accepted is not None
+                produced += self.accepted(request, drafts)
+                if not stale:
+                    rejected = drafts + 1 - produced
+                    if request.computed > 0:
+                        request.computed -= rejected
+                    if request.placeholders > 0:
+                        request.placeholders -= rejected
+            was_running, had_placeholders = request.status == Status.RUNNING, request.placeholders > 0
+            kept, reason = produced, ""
+            left = min(request.max_tokens - request.outputs, longest - request.known)
+            if left <= kept:
+                kept, reason = max(left, 1), "length"
+            if request.stop_after is not None and request.stop_after - request.outputs <= kept:
+                kept, reason = max(request.stop_after - request.outputs, 1), "stop"
+            request.outputs += kept
+            request.known += kept
+            if not stale:
+                request.computed -= produced - kept
+                if had_placeholders:
+                    request.placeholders -= produced
+            if request.first_token_ns < 0:
+                request.first_token_ns = now
+            request.last_token_ns = now
+            if request.token_ns is not None:
+                request.token_ns += [now] * kept
+            if not stale and was_running and (had_placeholders or speculative) and request.chain is not None:
+                self.kv.commit(request.row, request.computed - request.in_flight, request.chain)
+            if reason:
+                ended.append(request)
+                request.reason, request.finish_ns = reason, now
+                if was_running:
+                    self.running.remove(request)
+                else:
+                    self._remove_waiting({request})
+                self._end(request, Status.FINISHED, pin=False)
+        if speculative and not self.options.async_scheduling:
+            for request in batch.requests:
+                if not request.finished:
+                    request.drafts = 0 if request.prefilling else speculative
+        if self.connector is not None:
+            for request in self.connector.ended(now):
+                self._copied(request)
+        return ended
+
+    def _copied(self, request: Request) -> None:
+        if request.status == Status.LOADING:
+            request.loaded = True
+        else:
+            self.pinned.discard(request)
+            self._free(request)
+
+    def _end(self, request: Request, status: Status, pin: bool) -> None:
+        request.status = status
+        self._partial.pop(request, None)
+        self._unflushed = True
+        if request.remote_decode and request.reason == "length" and self.connector is not None:
+            self.connector.start(request, request.prompt, request.finish_ns)
+            pin = True
+        if pin:
+            self.pinned.add(request)
+        else:
+            self._free(request)
+
+    def _remove_waiting(self, requests: set[Request]) -> None:
+        self.waiting.remove(requests)
+        self.holding.remove(requests)
+        self._deferred -= requests
+
+    def _frees_at_once(self, request: Request) -> bool:
+        return not self._defer_frees or request.last_batch <= self._processed_batches
+
+    def _free(self, request: Request) -> None:
+        if self._frees_at_once(request):
+            self.kv.free(request.row)
+            return
+        blocks = [block for table in self.kv.pop(request.row) for block in table]
+        if blocks:
+            self._deferred_frees.append((self._scheduled_batches, blocks))
