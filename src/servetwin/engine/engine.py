@@ -12,18 +12,33 @@ from collections.abc import Callable
 from typing import Protocol
 
 from servetwin.engine.batch import Batch
+from servetwin.engine.coast import coast
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
+from servetwin.timing.shape import StepShape
 
 
-class Watcher(Protocol):
-    """Who is told about executed steps and ended requests."""
+class Log(Protocol):
+    """Where executed steps are written (see `StepLog`)."""
 
-    def stepped(self, engine: Engine, batch: Batch) -> None: ...
-    def ended(self, engine: Engine, request: Request, now: int) -> None: ...
+    def step(self, engine: int, batch: Batch, used: int) -> None: ...
+    def run(
+        self,
+        engine: int,
+        first: int,
+        shape: StepShape,
+        begins: list[int],
+        ends: list[int],
+        used: list[int],
+        queue: tuple[int, int],
+        requests: list[int],
+    ) -> None: ...
 
+
+OnEnd = Callable[[Request, int], None]
+"""Told about each request that ended, and when."""
 
 StageSplit = Callable[[int], list[int]]
 """Splits the device time of a step over the pipeline stages."""
@@ -42,9 +57,9 @@ def even_stages(stages: int) -> StageSplit:
 class Engine:
     """Runs one scheduler over one (possibly pipelined) group of devices.
 
-    `wake(now)` runs the loop until it must wait, and returns when to be woken next, or None when only an arrival can
-    wake it. `poll_ns`: an engine that has requests but nothing to run looks again after so long; None: when the next
-    copy ends.
+    `poll_ns`: an engine that has requests but nothing to run looks again after so long; None: when the next copy ends.
+    `horizon()`: when something can reach the engine from outside next (None: never again); given, runs of unchanged
+    decode steps are carried out in one go, with the same results (see `coast`).
     """
 
     def __init__(
@@ -52,21 +67,26 @@ class Engine:
         number: int,
         scheduler: Scheduler,
         timer: StepTimer,
-        watcher: Watcher,
+        log: Log,
+        on_end: OnEnd,
         *,
         host: HostOverhead = NO_OVERHEAD,
         stages: StageSplit | None = None,
         poll_ns: int | None = None,
+        horizon: Callable[[], int | None] | None = None,
     ) -> None:
-        self.number, self.scheduler, self.timer, self.watcher = number, scheduler, timer, watcher
+        self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
         self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
         self.inbox: deque[tuple[Request, bool]] = deque()
         """arrivals and client aborts (True) that the loop has not looked at yet, in time order"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
+        self.last_batch: Batch | None = None
         self._ran = False
         self._last_end = 0
+        # In a deeper pipeline, batches of different requests take turns: no run of one unchanged batch.
+        self._horizon = horizon if scheduler.options.pipeline == 1 else None
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
@@ -77,6 +97,7 @@ class Engine:
         return len(self.scheduler.running), self.scheduler.waiting_count + len(self.inbox)
 
     def wake(self, now: int) -> int | None:
+        """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
         scheduler, batches = self.scheduler, self._batches
         while True:
             if self.awaiting:
@@ -85,9 +106,11 @@ class Engine:
                 oldest = batches.popleft()
                 self._finish(oldest, now)
                 self.awaiting = False
-                if not oldest.requests and self._stalled():
+                if not oldest.requests and self._stalled() and not self._fail_unservable(now):
                     return self._next_look(now)
             self._open_inbox(now)
+            if self._horizon is not None and scheduler.running:
+                now = self._coast(now, self._horizon())
             if scheduler.has_work:
                 batch = scheduler.schedule(now)
                 self._ran = bool(batch.requests)
@@ -105,6 +128,29 @@ class Engine:
             else:
                 return None
             self.awaiting = True
+
+    def _coast(self, now: int, horizon: int | None) -> int:
+        flying = self._batches[0] if self._batches else None
+        if self._room > 1 and (flying is None or not flying.requests):
+            return now
+        now, flying = coast(self, now, horizon, flying)
+        if flying is not None:
+            self._batches[0] = self.last_batch = flying
+        return now
+
+    def occupy_until(self, ns: int) -> None:
+        """The device is busy until `ns`."""
+        self._device_free[0] = self._last_end = ns
+
+    def _fail_unservable(self, now: int) -> bool:
+        """End the request that blocks the queue for ever, if there is one."""
+        found = self.scheduler.unservable()
+        if found is None:
+            return False
+        request, reason = found
+        self.scheduler.fail(request, reason, now)
+        self.on_end(request, now)
+        return True
 
     def _stalled(self) -> bool:
         """Requests are there, but nothing runs and nothing could be scheduled: only an arrival or the end of a copy
@@ -128,7 +174,7 @@ class Engine:
                 scheduler.add(request)
             elif not request.finished:
                 scheduler.abort(request, now)
-                self.watcher.ended(self, request, now)
+                self.on_end(request, now)
 
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
@@ -145,8 +191,9 @@ class Engine:
         batch.end_ns = self._last_end = at
         batch.index = self.steps
         self.steps += 1
-        self.watcher.stepped(self, batch)
+        self.last_batch = batch
+        self.log.step(self.number, batch, self.scheduler.options.usable_blocks - batch.free)
 
     def _finish(self, batch: Batch, now: int) -> None:
         for request in self.scheduler.update(batch, now):
-            self.watcher.ended(self, request, now)
+            self.on_end(request, now)

@@ -35,6 +35,13 @@ class SchedulerOptions:
     """freed blocks without a cached key are reused first (older engines: last)"""
     priority_self_preemption_continues: bool = True
     """priority policy: after a request preempted itself, the ones behind it are still tried (0.33)"""
+    commits_drafts_at_output: bool = True
+    """speculative decoding: blocks filled by accepted drafts become findable with the output (0.33), not only when the
+    next step is scheduled"""
+    sliding_replay_tails: bool = True
+    """sliding-window groups cache only the windows at which a later request can resume (see `KVCache`)"""
+    lone_prefill_unlimited: bool = True
+    """long_prefill_token_threshold does not hold for a request that is alone"""
 
     @property
     def max_batches(self) -> int:

@@ -45,9 +45,11 @@ class Scheduler:
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
         """ended requests whose blocks a copy still reads or writes"""
+        self.gaps: dict[int, int] = {}
+        """how often each gap between two tokens of a request occurred (ns -> count)"""
         self.prefix_queries = self.prefix_hits = 0
         self.preemptions = 0
-        self._max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
+        self.max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
         self._watermark = int(options.watermark * (options.usable_blocks + 1))
         self._partial: dict[Request, None] = {}
         """requests that hold blocks for part of a prompt or for a load: they will need more"""
@@ -58,8 +60,9 @@ class Scheduler:
         # With several batches in flight a copy into a freed block could overtake a step that still writes it.
         self._defer_frees = options.kv_consumer and options.max_batches > 1
         self._deferred_frees: deque[tuple[int, list[int]]] = deque()
-        self._scheduled_batches = self._processed_batches = 0
+        self.scheduled_batches = self._processed_batches = 0
         self._executed_steps = 0
+        self._last_outputs_ns = 0
         self._last_prefill_step = -options.prefill_schedule_interval
         self._capacity_bound = False
 
@@ -91,6 +94,24 @@ class Scheduler:
         if not request.finished:
             self._end_early(request, Status.FAILED, reason, now)
 
+    @property
+    def loading(self) -> list[Request]:
+        """Waiting requests that own blocks which a copy fills or has filled."""
+        return [request for request in self._partial if request.status == Status.LOADING]
+
+    def unservable(self) -> tuple[Request, str] | None:
+        """When nothing runs: the request at the head of the queue, and why it can never be admitted, if so."""
+        if self.running or not len(self.waiting) or len(self.holding) or self.pinned or self._deferred:
+            return None
+        request, options = self.waiting.peek(), self.options
+        if not options.enable_chunked_prefill and request.known > options.max_num_batched_tokens:
+            return request, (
+                f"its {request.known} tokens exceed max_num_batched_tokens {options.max_num_batched_tokens} "
+                "and chunked prefill is off"
+            )
+        needed = self.kv.blocks_needed(request.row, request.known, 0, self.kv.miss, admission=True)
+        return request, f"it needs {needed} KV blocks and the engine has {options.usable_blocks}"
+
     def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:
         if request.status == Status.RUNNING:
             self.running.remove(request)
@@ -120,7 +141,7 @@ class Scheduler:
             admitted = range(continued, len(batch))
             if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
                 self._last_prefill_step = self._executed_steps
-            self._scheduled_batches += 1
+            self.scheduled_batches += 1
             self._advance(batch)
         batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free
         self._unflushed = False
@@ -129,9 +150,9 @@ class Scheduler:
     def _prefill_threshold(self) -> int:
         """Most tokens that one request may take in this step; 0 = no limit. Nobody is starved by a lone request."""
         options, others = self.options, self.unfinished
-        if options.long_prefill_token_threshold == 0 or others <= 1:
+        if others <= 1 and options.lone_prefill_unlimited:
             return 0
-        if options.long_prefill_token_threshold_adaptive:
+        if options.long_prefill_token_threshold and options.long_prefill_token_threshold_adaptive:
             return max(options.long_prefill_token_threshold, options.max_num_batched_tokens // others)
         return options.long_prefill_token_threshold
 
@@ -206,6 +227,21 @@ class Scheduler:
                 return False, i, budget
         return True, i, budget
 
+    def grow(self, request: Request, computed: int, known: int) -> None:
+        """Slots for one more token of a request that is known to fit."""
+        self.kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain)
+        request.quiet = self._quiet(request)
+
+    def _quiet(self, request: Request) -> int:
+        """Slots for drafts run ahead of what may be cached: with them the cache is asked in every step."""
+        return 0 if self.options.speculative_tokens else self.kv.quiet_tokens(request.row)
+
+    def count_steps(self, steps: int) -> None:
+        """Account for steps that were carried out in one go."""
+        self._executed_steps += steps
+        self.scheduled_batches += steps
+        self._processed_batches += steps
+
     def _extend(self, request: Request, tokens: int) -> bool:
         done = self.kv.allocate(
             request.row,
@@ -218,7 +254,7 @@ class Scheduler:
             lookahead=self.options.lookahead_tokens,
         )
         if done:
-            request.quiet = self.kv.quiet_tokens(request.row) - self.options.lookahead_tokens
+            request.quiet = self._quiet(request)
         return done
 
     def _preempt(self, request: Request) -> None:
@@ -244,7 +280,7 @@ class Scheduler:
             self._deferred.add(request)
             passed_over[request.holds_blocks].append(request)
 
-        while budget > 0 and len(self.running) < self._max_active:
+        while budget > 0 and len(self.running) < self.max_active:
             queue = self.holding if len(self.holding) else self.waiting
             if not len(queue):
                 break
@@ -314,7 +350,7 @@ class Scheduler:
             self._deferred.discard(request)
             self.running.append(request)
             request.status, request.computed = Status.RUNNING, computed
-            request.quiet = kv.quiet_tokens(request.row) - options.lookahead_tokens
+            request.quiet = self._quiet(request)
             if computed + tokens < request.known:
                 self._partial[request] = None
             if request.scheduled_ns < 0:
@@ -352,7 +388,7 @@ class Scheduler:
 
     def _advance(self, batch: Batch) -> None:
         asynchronous, speculative = self.options.async_scheduling, self.options.speculative_tokens
-        number = self._scheduled_batches
+        number = self.scheduled_batches
         samples = batch.samples
         for request, tokens, drafts in zip(batch.requests, batch.tokens, batch.drafts, strict=True):
             request.computed += tokens
@@ -378,7 +414,10 @@ class Scheduler:
                 self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
         ended: list[Request] = []
         speculative = self.options.speculative_tokens
-        longest = self.options.max_model_len
+        longest, size = self.options.max_model_len, self.options.block_size
+        commits_drafts = speculative and self.options.commits_drafts_at_output
+        gaps, usual_gap, usual = self.gaps, now - self._last_outputs_ns, 0
+        self._last_outputs_ns = now
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
         ):
@@ -413,11 +452,20 @@ class Scheduler:
                     request.placeholders -= produced
             if request.first_token_ns < 0:
                 request.first_token_ns = now
+            elif now - request.last_token_ns == usual_gap:
+                usual += 1
+            else:
+                gap = now - request.last_token_ns
+                gaps[gap] = gaps.get(gap, 0) + 1
+            if kept > 1:
+                gaps[0] = gaps.get(0, 0) + kept - 1
             request.last_token_ns = now
             if request.token_ns is not None:
                 request.token_ns += [now] * kept
-            if not stale and was_running and (had_placeholders or speculative) and request.chain is not None:
-                self.kv.commit(request.row, request.computed - request.in_flight, request.chain)
+            if not stale and was_running and (had_placeholders or commits_drafts) and request.chain is not None:
+                certain = request.computed - request.in_flight
+                if speculative or certain % size == 0:
+                    self.kv.commit(request.row, certain, request.chain)
             if reason:
                 ended.append(request)
                 request.reason, request.finish_ns = reason, now
@@ -426,6 +474,8 @@ class Scheduler:
                 else:
                     self._remove_waiting({request})
                 self._end(request, Status.FINISHED, pin=False)
+        if usual:
+            gaps[usual_gap] = gaps.get(usual_gap, 0) + usual
         if speculative and not self.options.async_scheduling:
             for request in batch.requests:
                 if not request.finished:
@@ -446,7 +496,7 @@ class Scheduler:
         request.status = status
         self._partial.pop(request, None)
         self._unflushed = True
-        if request.remote_decode and request.reason == "length" and self.connector is not None:
+        if request.remote_decode and status == Status.FINISHED and self.connector is not None:
             self.connector.start(request, request.prompt, request.finish_ns)
             pin = True
         if pin:
@@ -468,4 +518,4 @@ class Scheduler:
             return
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
-            self._deferred_frees.append((self._scheduled_batches, blocks))
+            self._deferred_frees.append((self.scheduled_batches, blocks))

@@ -149,7 +149,7 @@ def _options(trace: StepTrace) -> SchedulerOptions:
     values |= {_NAMES[key]: value for key, value in config.items() if key in _NAMES}
     window = config.get("window")
     windows = {"full": (None,), "swa": (window,), "hybrid": (window, None)}[config.get("attn", "full")]
-    version = str(trace.header.get("vllm", "0.33.0")).split(".")
+    version = [int(part) for part in str(trace.header.get("vllm", "0.33.0")).split(".")[:2]]
     role = config.get("kv_role")
     return SchedulerOptions(
         usable_blocks=config["num_blocks"] - 1,
@@ -157,7 +157,8 @@ def _options(trace: StepTrace) -> SchedulerOptions:
         windows=windows,
         kv_consumer=role in ("kv_consumer", "kv_both"),
         kv_producer=role in ("kv_producer", "kv_both"),
-        priority_self_preemption_continues=[int(part) for part in version[:2]] >= [0, 33],
+        priority_self_preemption_continues=version >= [0, 33],
+        commits_drafts_at_output=version >= [0, 33],
         **values,
     )
 
@@ -169,7 +170,7 @@ class _Recorder:
         self.steps: list[dict[str, Any]] = []
         self._grown: dict[int, int] = {}
 
-    def stepped(self, engine: Engine, batch: Batch) -> None:
+    def step(self, engine: int, batch: Batch, used: int) -> None:
         entries: list[Any] = []
         shape = batch.shape
         assert shape is not None
@@ -191,8 +192,8 @@ class _Recorder:
         step |= {"pf": shape.prefill_tokens + drafts, "dc": shape.decode_seqs, "ctx": shape.context}
         self.steps.append(step)
 
-    def ended(self, engine: Engine, request: Request, now: int) -> None:
-        """The `out` records are made from the requests themselves."""
+    def run(self, *run: object) -> None:
+        raise NotImplementedError("traces are compared step by step: steps are not coalesced")
 
 
 def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
@@ -217,6 +218,7 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
             options.max_num_batched_tokens,
             options.max_model_len,
         ),
+        options.sliding_replay_tails,
     )
     connector = KVConnector(lambda tokens: 2_000_000 + 500 * tokens)
     scheduler = Scheduler(
@@ -226,21 +228,23 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
         lambda request, drafts: splitmix64((request.row << 20) + request.outputs) % (drafts + 1),
     )
     recorder = _Recorder()
-    engine = Engine(0, scheduler, timer, recorder)
+    engine = Engine(0, scheduler, timer, recorder, lambda request, now: None)
     requests = [_request(trace, record, options) for record in trace.requests]
     events = [(request.arrival_ns, 0, request.row, request) for request in requests]
     events += [(request.abort_ns, 1, request.row, request) for request in requests if request.abort_ns >= 0]
     heapq.heapify(events)
     wake: int | None = None
-    while events or wake is not None:
-        if wake is None or (events and events[0][0] <= wake):
+    now = 0
+    while events or wake is not None or scheduler.unfinished:
+        if events and (wake is None or events[0][0] <= wake):
             now, kind, _, request = heapq.heappop(events)
             engine.inbox.append((request, kind == 1))
             if engine.awaiting or (events and events[0][0] == now):
                 continue
-            wake = engine.wake(now)
-        else:
-            wake = engine.wake(wake)
+        elif wake is not None:
+            now = wake
+        # else: nothing will happen any more, but a copy was reported whose request has not been looked at since.
+        wake = engine.wake(now)
     return recorder.steps, requests
 
 

@@ -89,6 +89,10 @@ class KVCache:
         self._by_kind = sorted(range(len(self.groups)), key=lambda i: self.groups[i].window is not None)
         self.miss = Hit(0, tuple([] for _ in self.groups))
 
+    @property
+    def has_windows(self) -> bool:
+        return bool(self._windows)
+
     # Looking up ----------------------------------------------------------------------------------------------------
 
     def lookup(self, chain: Chain, tokens: int) -> Hit:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+KINDS = ("measured", "interpolated", "extrapolated", "analytic", "assumed")
 
-@dataclass
+
+@dataclass(slots=True)
 class Ledger:
     """Device time priced so far, in integer ns, by the kind of knowledge behind it.
 
     measured: read off a measurement; interpolated: between measurements; extrapolated: beyond them; analytic: from a
-    formula. `assumed` is the part of `analytic` which rests on numbers that nobody has fitted to a measurement.
+    formula whose numbers were fitted or published; assumed: from a formula with numbers that nobody has fitted. The five
+    add up to the time priced, exactly.
     """
 
     measured: int = 0
@@ -18,3 +21,16 @@ class Ledger:
     extrapolated: int = 0
     analytic: int = 0
     assumed: int = 0
+
+    def add(self, shares: tuple[int, ...], times: int = 1) -> None:
+        """Book `shares`, ns by kind in the order of the fields (missing ones are 0), `times` over."""
+        for kind, ns in zip(KINDS, shares, strict=False):
+            setattr(self, kind, getattr(self, kind) + ns * times)
+
+    def copy(self) -> Ledger:
+        return Ledger(self.measured, self.interpolated, self.extrapolated, self.analytic, self.assumed)
+
+    def restore(self, earlier: Ledger) -> None:
+        """Back to an earlier state, for time that was priced but not used."""
+        for kind in KINDS:
+            setattr(self, kind, getattr(earlier, kind))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Segment = tuple[int, int]
 """A run of prompt tokens `(seed, length)`: token j of seed s is the pair (s, j). Two tokens are the same token exactly
-when both seed and j agree, so identity needs no token ids. Seeds of the workload are >= 0; see `RequestTable.output_seed`."""
+when both seed and j agree, so identity needs no token ids. Seeds >= 0 are the workload's own; see
+`RequestTable.output_seed` for the others."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RequestTable:
     concurrency: int | None = None
     output_known: bool = True
     """False: outputs end at a stop token which the scheduler does not foresee"""
+    at_engine: bool = False
+    """arrivals are when the engine queued the request: the front end's time has passed already"""
     source: str = "synthetic"
     sha256: str | None = None
     """hash of the trace file, None for a synthetic workload"""

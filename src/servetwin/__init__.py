@@ -1,0 +1,5 @@
+"""ServeTwin: a digital twin of LLM serving infrastructure."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,246 @@
+"""From a resolved scenario to a cluster that can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from servetwin import catalog
+from servetwin.cluster.loop import Cluster, Progress
+from servetwin.cluster.routing import LeastLoaded, Random, Router, RoundRobin
+from servetwin.engine.engine import Engine
+from servetwin.engine.log import StepLog
+from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.request import Request
+from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
+from servetwin.errors import InputError
+from servetwin.memory.blocks import BlockPool
+from servetwin.memory.capacity import Reserve, kv_capacity
+from servetwin.memory.kv import KVCache, groups_for
+from servetwin.memory.prefix import PrefixChain
+from servetwin.model import Sharding, dtypes_of, load_architecture
+from servetwin.scenario.schema import Pool, Scenario
+from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.workload.identity import keys_of
+from servetwin.workload.streams import stream
+from servetwin.workload.table import RequestTable
+
+T = TypeVar("T")
+
+IDLE_POLL_NS = 1_000_000
+"""vLLM's engine core sleeps 1 ms when it has requests but nothing to run (`_process_engine_step`)."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A cluster ready to run, and what results want to know about how it was built."""
+
+    cluster: Cluster
+    log: StepLog
+    pools: list[str]
+    """name of each engine's pool"""
+    pricing: list[Pricing]
+    """how each engine's steps are priced"""
+
+
+def build(
+    scenario: Scenario,
+    table: RequestTable,
+    *,
+    base: Path,
+    log: StepLog,
+    record_tokens: bool = False,
+    coalesce: bool = True,
+    progress: Progress | None = None,
+) -> Built:
+    """Engines, router and loop for a resolved scenario.
+
+    Raises:
+        InputError: a pool asks for something that is not simulated yet, cannot be priced, or does not fit its device.
+    """
+    cluster = Cluster(table, _router(scenario), progress)
+    built = Built(cluster, log, [], [])
+    for index, pool in enumerate(scenario.pools):
+        try:
+            _check_supported(pool)
+            options = scheduler_options(scenario, pool, base)
+            pricing = pricing_for(scenario, pool, base)
+        except InputError as error:
+            raise error.at(field=f"pools[{index}]") from None
+        for _ in range(pool.replicas):
+            number = len(cluster.engines)
+            cluster.engines.append(_engine(number, options, pricing, scenario, cluster, log, coalesce))
+            built.pools.append(pool.name or f"pool{index}")
+            built.pricing.append(pricing)
+    cluster.new_request = _RequestMaker(table, record_tokens)
+    return built
+
+
+def _check_supported(pool: Pool) -> None:
+    if pool.role != "unified":
+        raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
+    for name in ("data", "expert"):
+        degree = getattr(pool.parallelism, name)
+        if degree > 1:
+            message = f"{name} parallelism is not simulated yet"
+            raise InputError(message, field=f"parallelism.{name}", found=degree, allowed="1")
+
+
+def _router(scenario: Scenario) -> Router:
+    match scenario.routing.policy:
+        case "round_robin":
+            return RoundRobin()
+        case "random":
+            return Random(stream(scenario.seed, "routing"))
+        case _:
+            return LeastLoaded()
+
+
+def scheduler_options(scenario: Scenario, pool: Pool, base: Path) -> SchedulerOptions:
+    """The scheduler's options of a pool's engines, its KV blocks included."""
+    engine = pool.engine
+    arch = load_architecture(_model_reference(scenario, base))
+    dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
+    facts = catalog.engine(_given(engine.version)).facts
+    block_size = _given(engine.block_size)
+    windows: tuple[int | None, ...] = (None,)
+    if engine.num_gpu_blocks_override is not None:
+        blocks = engine.num_gpu_blocks_override
+    else:
+        device, override = catalog.device(pool.device), pool.device_overrides
+        capacity = kv_capacity(
+            arch,
+            dtypes,
+            Sharding(pool.parallelism.tensor, pool.parallelism.pipeline),
+            device_memory_bytes=(override.memory_size if override else None) or device.visible_bytes,
+            gpu_memory_utilization=_given(engine.gpu_memory_utilization),
+            block_size=block_size,
+            max_num_batched_tokens=_given(engine.max_num_batched_tokens),
+            max_num_seqs=_given(engine.max_num_seqs),
+            max_model_len=_given(engine.max_model_len),
+            reserve=Reserve(graphs=0) if engine.enforce_eager else None,
+        )
+        blocks, block_size = capacity.num_gpu_blocks, capacity.block_size
+        windows = tuple(group.window for group in capacity.groups)
+    if blocks < 2:
+        raise InputError("no KV block is left for requests (block 0 is the null block)", field="engine", found=blocks)
+    return SchedulerOptions(
+        usable_blocks=blocks - 1,
+        max_num_batched_tokens=_given(engine.max_num_batched_tokens),
+        max_num_seqs=_given(engine.max_num_seqs),
+        max_model_len=_given(engine.max_model_len),
+        block_size=block_size,
+        max_num_active_seqs=engine.max_num_active_seqs,
+        enable_prefix_caching=_given(engine.enable_prefix_caching),
+        enable_chunked_prefill=_given(engine.enable_chunked_prefill),
+        long_prefill_token_threshold=_given(engine.long_prefill_token_threshold),
+        long_prefill_token_threshold_adaptive=bool(engine.long_prefill_token_threshold_adaptive),
+        scheduler_reserve_full_isl=_given(engine.scheduler_reserve_full_isl),
+        watermark=_given(engine.watermark),
+        priority=engine.scheduling_policy == "priority",
+        async_scheduling=_given(engine.async_scheduling),
+        pipeline=pool.parallelism.pipeline,
+        speculative_tokens=engine.num_speculative_tokens or 0,
+        prefill_schedule_interval=_given(engine.prefill_schedule_interval),
+        windows=windows,
+        **facts.get("scheduler", {}),
+    )
+
+
+def _given(value: T | None) -> T:
+    assert value is not None, "the scenario has not been resolved"
+    return value
+
+
+def _model_reference(scenario: Scenario, base: Path) -> str | Path:
+    path = base / scenario.model
+    return path if path.exists() else scenario.model
+
+
+def _engine(
+    number: int,
+    options: SchedulerOptions,
+    pricing: Pricing,
+    scenario: Scenario,
+    cluster: Cluster,
+    log: StepLog,
+    coalesce: bool,
+) -> Engine:
+    kv = KVCache(
+        BlockPool(options.usable_blocks, options.unkeyed_blocks_first),
+        options.block_size,
+        options.max_model_len,
+        options.enable_prefix_caching,
+        groups_for(
+            options.windows,
+            options.block_size,
+            options.max_batches,
+            options.max_num_batched_tokens,
+            options.max_model_len,
+        ),
+        options.sliding_replay_tails,
+    )
+    accepted = None
+    if options.speculative_tokens:
+        pool = next(pool for pool in scenario.pools if pool.engine.num_speculative_tokens)
+        rate = pool.engine.spec_acceptance_rate
+        accepted = _acceptance(0.7 if rate is None else rate, stream(scenario.seed, f"acceptance {number}"))
+    engine = Engine(
+        number,
+        Scheduler(options, kv, accepted=accepted),
+        pricing.new_timer(),
+        log,
+        cluster.ended,
+        host=pricing.host,
+        poll_ns=IDLE_POLL_NS,
+        horizon=(lambda: cluster.horizon(engine)) if coalesce else None,
+    )
+    return engine
+
+
+def _acceptance(rate: float, random: np.random.Generator) -> AcceptedDrafts:
+    """Draft tokens are accepted one after the other with probability `rate`, up to the first that is not."""
+
+    def accepted(request: Request, drafts: int) -> int:
+        for i, draw in enumerate(random.random(drafts).tolist()):
+            if draw >= rate:
+                return i
+        return drafts
+
+    return accepted
+
+
+class _RequestMaker:
+    """Turns rows of the workload into requests when they arrive, so that memory holds only those in the system."""
+
+    def __init__(self, table: RequestTable, record_tokens: bool) -> None:
+        self._table, self._record = table, record_tokens
+        self._input = table.input_tokens.tolist()
+        self._output = table.output_tokens.tolist()
+        self._priority = None if table.priority is None else table.priority.tolist()
+        self._session = None if table.session is None else table.session.tolist()
+        self._abort = None if table.abort_ns is None else table.abort_ns.tolist()
+
+    def __call__(self, row: int, time: int, engine: Engine) -> Request:
+        options = engine.scheduler.options
+        prompt, output = self._input[row], self._output[row]
+        chain = None
+        if options.enable_prefix_caching:
+            chain = PrefixChain(keys_of(self._table, row, options.block_size).key)
+        request = Request(
+            row,
+            time,
+            prompt,
+            output if self._table.output_known else max(1, options.max_model_len - prompt),
+            stop_after=None if self._table.output_known else output,
+            priority=self._priority[row] if self._priority else 0,
+            session=self._session[row] if self._session else -1,
+            abort_ns=self._abort[row] if self._abort else -1,
+            chain=chain,
+        )
+        if self._record:
+            request.token_ns = []
+        return request

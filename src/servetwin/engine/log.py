@@ -1,0 +1,89 @@
+"""What an engine did, step by step: plain columns that results are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from servetwin.engine.batch import Batch
+from servetwin.timing.shape import StepShape
+
+COLUMNS = (
+    "engine",
+    "step",
+    "steps",
+    "start_ns",
+    "end_ns",
+    "prefill_seqs",
+    "prefill_tokens",
+    "prefill_context",
+    "decode_seqs",
+    "decode_context",
+    "running",
+    "waiting",
+    "kv_blocks_used",
+    "preempted",
+)
+
+
+@dataclass
+class StepLog:
+    """One row a step, or one a run of steps of an unchanged decode batch (`steps` > 1).
+
+    A run's row has the shape of its first step (each later one has `decode_seqs` more tokens of context), starts with
+    the first and ends with the last, and counts the blocks used after its last step. `expand`: one row a step always.
+    """
+
+    expand: bool = False
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    schedule: list[tuple[int, int, int, int]] | None = None
+    """(engine, step, request, tokens) of every entry in the order scheduled, when asked for"""
+
+    def step(self, engine: int, batch: Batch, used: int) -> None:
+        shape = batch.shape
+        assert shape is not None
+        self.rows.append(
+            (
+                engine,
+                batch.index,
+                1,
+                batch.begin_ns,
+                batch.end_ns,
+                shape.prefill_seqs,
+                shape.prefill_tokens,
+                shape.prefill_context,
+                shape.decode_seqs,
+                shape.decode_context,
+                batch.running,
+                batch.waiting,
+                used,
+                len(batch.preempted),
+            )
+        )
+        if self.schedule is not None:
+            for request, tokens in zip(batch.requests, batch.tokens, strict=True):
+                self.schedule.append((engine, batch.index, request.row, tokens))
+
+    def run(
+        self,
+        engine: int,
+        first: int,
+        shape: StepShape,
+        begins: list[int],
+        ends: list[int],
+        used: list[int],
+        queue: tuple[int, int],
+        requests: list[int],
+    ) -> None:
+        """`len(ends)` consecutive steps of the decodes `requests`; `queue` = (running, waiting) throughout."""
+        steps = len(ends)
+        spans = [(i, 1, begins[i], ends[i], used[i]) for i in range(steps)]
+        if not self.expand:
+            spans = [(0, steps, begins[0], ends[-1], used[-1])]
+        for i, count, begin, end, blocks in spans:
+            context = shape.decode_context + i * shape.decode_seqs
+            self.rows.append(
+                (engine, first + i, count, begin, end, 0, 0, 0, shape.decode_seqs, context, *queue, blocks, 0)
+            )
+        if self.schedule is not None:
+            for i in range(steps):
+                self.schedule += [(engine, first + i, row, 1) for row in requests]

@@ -1,0 +1,1 @@
+"""Reality: compare a simulated run with a measured one."""

@@ -1,0 +1,92 @@
+"""How a model is spread over devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from servetwin.errors import InputError
+from servetwin.model.layers import Architecture, Attention, LatentAttention, MoE
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Degrees of parallelism, named as in vLLM.
+
+    `tensor` splits every matrix over the ranks of a group, `pipeline` gives each stage a run of layers, `data` repeats
+    attention and dense parts and gives each copy its own requests. `expert` = ranks over which whole experts are
+    spread; what remains of tensor x data splits each expert's width (vLLM: expert = tensor x data with
+    --enable-expert-parallel, else 1).
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "data", "expert"):
+            if getattr(self, name) < 1:
+                raise InputError("must be at least 1", field=f"parallelism.{name}", found=getattr(self, name))
+        if self.tensor * self.data % self.expert:
+            raise InputError(
+                "must divide tensor x data",
+                field="parallelism.expert",
+                found=self.expert,
+                allowed=f"a divisor of {self.tensor * self.data}",
+            )
+
+    @property
+    def expert_tensor(self) -> int:
+        """Ranks that share the width of one expert."""
+        return self.tensor * self.data // self.expert
+
+
+def check_sharding(arch: Architecture, sharding: Sharding) -> None:
+    """InputError unless vLLM could run `arch` so: heads divide, KV heads divide or repeat, experts suffice."""
+    tp = sharding.tensor
+    for mixer in dict.fromkeys(arch.mixers):
+        if isinstance(mixer, Attention | LatentAttention) and mixer.heads % tp:
+            raise InputError(
+                "must divide the attention heads",
+                field="parallelism.tensor",
+                found=tp,
+                allowed=f"a divisor of {mixer.heads}",
+            )
+        if isinstance(mixer, Attention) and mixer.kv_heads % tp and tp % mixer.kv_heads:
+            raise InputError(
+                "must divide the key-value heads or be a multiple of them",
+                field="parallelism.tensor",
+                found=tp,
+                allowed=f"a divisor or multiple of {mixer.kv_heads}",
+            )
+    if sharding.pipeline > len(arch.layers):
+        raise InputError(
+            "must not exceed the layers of the model",
+            field="parallelism.pipeline",
+            found=sharding.pipeline,
+            allowed=f"<= {len(arch.layers)}",
+        )
+    experts = min((layer.mlp.experts for layer in arch.layers if isinstance(layer.mlp, MoE)), default=0)
+    if sharding.expert > 1 and sharding.expert > experts:
+        raise InputError(
+            "must not exceed the experts of the model",
+            field="parallelism.expert",
+            found=sharding.expert,
+            allowed=f"<= {experts}" if experts else "1, the model has no experts",
+        )
+
+
+def stages(arch: Architecture, pipeline: int) -> tuple[range, ...]:
+    """Layers of each pipeline stage. Layers left over by an even split go one each to the stages before the last
+    (nearest first), since the last one also runs the output projection (vLLM `get_pp_indices`)."""
+    each, left = divmod(len(arch.layers), pipeline)
+    sizes = [each] * pipeline
+    for back in range(left):
+        sizes[-(back + 2)] += 1
+    starts = [sum(sizes[:stage]) for stage in range(pipeline)]
+    return tuple(range(start, start + size) for start, size in zip(starts, sizes, strict=True))
+
+
+def split(size: int, ways: int) -> int:
+    """The share of the fullest rank when `size` is spread over `ways`."""
+    return -(-size // ways)

@@ -1,0 +1,91 @@
+"""The summary of a run as a block of text, laid out like that of `vllm bench serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from servetwin.results.run import PRICED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 50
+SHOWN = (("mean", "Mean"), ("median", "Median"), ("p90", "P90"), ("p99", "P99"))
+SECTIONS = (
+    ("ttft", "TTFT", "Time to First Token"),
+    ("tpot", "TPOT", "Time per Output Token (excl. 1st token)"),
+    ("itl", "ITL", "Inter-token Latency"),
+    ("e2el", "E2EL", "End-to-end Latency"),
+)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str] | str]:
+    """The lines of the block: `(label, value)`, or the title of a section."""
+    yield "Successful requests", _number(summary["completed"])
+    for status in ("failed", "aborted"):
+        if summary[status]:
+            yield f"{status.capitalize()} requests", _number(summary[status])
+    yield "Benchmark duration (s)", _number(summary["duration_s"])
+    yield "Total input tokens", _number(summary["total_input_tokens"])
+    yield "Total generated tokens", _number(summary["total_output_tokens"])
+    yield "Request throughput (req/s)", _number(summary["request_throughput"])
+    if "request_goodput" in summary:
+        yield "Request goodput (req/s)", _number(summary["request_goodput"])
+        yield "Requests that met the SLO", _percent(summary["slo"]["attainment"])
+    yield "Output token throughput (tok/s)", _number(summary["output_throughput"])
+    yield "Total Token throughput (tok/s)", _number(summary["total_token_throughput"])
+    for name, short, title in SECTIONS:
+        yield title
+        for statistic, label in SHOWN:
+            yield f"{label} {short} (ms)", _number(summary[f"{statistic}_{name}_ms"])
+    yield "Memory"
+    yield "Preemptions", _number(summary["preemptions"])
+    yield "Prefix cache hit rate", _percent(summary["prefix_cache_hit_rate"])
+    yield "Peak KV cache usage", _percent(summary["peak_kv_usage"])
+    yield "Where the step times come from"
+    provenance = summary["provenance"]
+    for source in PRICED:
+        yield source.capitalize(), _percent(provenance[source])
+    if provenance["assumed"]:
+        yield "  of which on assumed efficiencies", _percent(provenance["assumed"])
+    yield "Simulation"
+    simulation = summary["simulation"]
+    yield "Wall time (s)", _number(simulation["wall_s"], 3)
+    yield "CPU time (s)", _number(simulation["cpu_s"], 3)
+    yield "Engine steps", _number(simulation["steps"])
+    yield "Events", _number(simulation["events"])
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the content of `summary.json`; plain text when `console` is no terminal."""
+    from rich.text import Text
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    line(" Simulated Serving Result ".center(WIDTH, "="), "bold")
+    for row in _rows(summary):
+        if isinstance(row, str):
+            line(f" {row} ".center(WIDTH, "-"), "bold")
+        else:
+            label, value = row
+            line(f"{label + ':':<{WIDTH - 12}}{value:>12}")
+    line("=" * WIDTH, "bold")
+    if summary["partial"]:
+        line("Partial: the run was interrupted; only what had finished is counted.", "yellow")
+    verdict = summary["saturation"]["verdict"]
+    if summary["saturation"]["saturated"] or verdict.startswith("undecided"):
+        line(verdict[0].upper() + verdict[1:] + ".", "yellow")
+    for note in summary["notes"]:
+        line(f"Note: {note}")

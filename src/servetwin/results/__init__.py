@@ -1,0 +1,1 @@
+"""What happened: the tables of a run, its metrics, its files."""

@@ -1,0 +1,152 @@
+"""One function: scenario in, run out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from servetwin import __version__
+from servetwin.cluster.build import Built, build
+from servetwin.engine.log import COLUMNS, StepLog
+from servetwin.engine.request import Request, Status
+from servetwin.results.run import Run
+from servetwin.scenario.load import dump
+from servetwin.scenario.resolve import resolve
+from servetwin.workload import build as build_workload
+
+if TYPE_CHECKING:
+    from servetwin.scenario.schema import Scenario
+    from servetwin.workload.table import RequestTable
+
+Progress = Callable[[int, int, int], None]
+
+_STATUS = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
+
+
+def simulate(
+    scenario: Scenario,
+    base: Path = Path(),
+    *,
+    record: frozenset[str] = frozenset(),
+    coalesce: bool = True,
+    progress: Progress | None = None,
+) -> Run:
+    """Run a scenario.
+
+    `base` is the folder that relative paths start at. `record` may hold `steps` (one row a step), `tokens` (time of every
+    token) and `schedule` (tokens of every request in every step). `coalesce` False carries out every step singly; the
+    results are the same. `progress(ended requests, all requests, simulated ns)` is called now and then.
+
+    A KeyboardInterrupt ends the run early; what had finished is returned, marked as partial.
+
+    Raises:
+        InputError: the scenario cannot be run as it stands.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    scenario = resolve(scenario, base)
+    table = build_workload(scenario.workload, scenario.seed, base)
+    log = StepLog(expand="steps" in record, schedule=[] if "schedule" in record else None)
+    built = build(
+        scenario,
+        table,
+        base=base,
+        log=log,
+        record_tokens="tokens" in record,
+        coalesce=coalesce,
+        progress=progress,
+    )
+    partial = False
+    try:
+        built.cluster.run()
+    except KeyboardInterrupt:
+        partial = True
+    if progress is not None:
+        progress(len(built.cluster.ended_requests), len(table), built.cluster.now)
+    run = _run(scenario, table, built, partial)
+    object.__setattr__(run, "wall_s", time.perf_counter() - wall)
+    object.__setattr__(run, "cpu_s", time.process_time() - cpu)
+    return run
+
+
+def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -> Run:
+    cluster, log = built.cluster, built.log
+    requests = sorted(cluster.ended_requests, key=lambda request: request.row)
+    gaps: dict[int, int] = {}
+    for engine in cluster.engines:
+        for gap, count in engine.scheduler.gaps.items():
+            gaps[gap] = gaps.get(gap, 0) + count
+    priced: dict[str, int] = {}
+    for engine in cluster.engines:
+        ledger = engine.timer.ledger
+        for kind in ("measured", "interpolated", "extrapolated"):
+            priced[kind] = priced.get(kind, 0) + getattr(ledger, kind)
+        priced["analytic"] = priced.get("analytic", 0) + ledger.analytic + ledger.assumed
+        priced["assumed"] = priced.get("assumed", 0) + ledger.assumed
+    assumed = priced.pop("assumed", 0)
+    hashes: dict[str, str] = {"servetwin": __version__}
+    for pricing in built.pricing:
+        hashes |= pricing.hashes
+    if table.sha256:
+        hashes["trace"] = table.sha256
+    slo = scenario.slo
+    order = sorted(range(len(log.rows)), key=lambda i: log.rows[i][:2])
+    columns = zip(*(log.rows[i] for i in order), strict=True) if log.rows else ([] for _ in COLUMNS)
+    return Run(
+        scenario_yaml=dump(scenario),
+        seed=scenario.seed,
+        requests=_request_columns(requests, built.pools),
+        steps={name: _ints(values) for name, values in zip(COLUMNS, columns, strict=True)},
+        itl=(_ints(sorted(gaps)), _ints(gaps[gap] for gap in sorted(gaps))),
+        kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
+        prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),
+        prefix_hits=sum(engine.scheduler.prefix_hits for engine in cluster.engines),
+        priced_ns=priced,
+        assumed_ns=assumed,
+        events=cluster.events,
+        partial=partial,
+        concurrency=table.concurrency,
+        token_ns=[_ints(r.token_ns or []) for r in requests] if requests and requests[0].token_ns is not None else None,
+        schedule=_schedule(log),
+        slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
+        versions=hashes,
+        notes=list(table.notes),
+    )
+
+
+def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> dict[str, np.ndarray | list[str]]:  # type: ignore[type-arg]
+    numbers = {
+        "request": (r.row for r in requests),
+        "session": (r.session for r in requests),
+        "engine": (r.engine for r in requests),
+        "decode_engine": (r.engine for r in requests),
+        "arrival_ns": (r.arrival_ns for r in requests),
+        "scheduled_ns": (r.scheduled_ns for r in requests),
+        "first_token_ns": (r.first_token_ns for r in requests),
+        "finish_ns": (r.finish_ns for r in requests),
+        "input_tokens": (r.prompt for r in requests),
+        "output_tokens": (r.outputs for r in requests),
+        "cached_tokens": (r.cached_tokens for r in requests),
+        "preemptions": (r.preemptions for r in requests),
+    }
+    texts = {
+        "pool": [pools[r.engine] for r in requests],
+        "status": [_STATUS[r.status] for r in requests],
+        "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
+    }
+    return {name: _ints(values) for name, values in numbers.items()} | texts
+
+
+def _schedule(log: StepLog) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+    if log.schedule is None:
+        return None
+    entries = sorted(log.schedule, key=lambda entry: entry[:2])
+    columns = zip(*entries, strict=True) if entries else ([] for _ in range(4))
+    return dict(zip(("engine", "step", "request", "tokens"), map(_ints, columns), strict=True))
+
+
+def _ints(values: object) -> np.ndarray:  # type: ignore[type-arg]
+    return np.fromiter(values, dtype=np.int64)  # type: ignore[call-overload,no-any-return]

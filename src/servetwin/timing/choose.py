@@ -1,0 +1,159 @@
+"""Which source prices the steps of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from servetwin import catalog
+from servetwin.catalog import Device
+from servetwin.errors import InputError
+from servetwin.fabric.link import DeviceLink
+from servetwin.model import Architecture, Dtypes, Sharding, dtypes_of, load_architecture
+from servetwin.model.kernels import Collective, Operator
+from servetwin.model.operators import operators
+from servetwin.scenario.schema import Pool, Scenario
+from servetwin.timing.host import NO_OVERHEAD, HostOverhead
+from servetwin.timing.linear import LinearTimer
+from servetwin.timing.operators import OperatorTimer, Pricer, Source
+from servetwin.timing.protocol import StepTimer
+from servetwin.timing.roofline import Roofline
+from servetwin.timing.shape import StepShape
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """How the steps of one pool are priced. `new_timer` makes a timer with a ledger of its own."""
+
+    source: str
+    new_timer: Callable[[], StepTimer]
+    host: HostOverhead
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
+    """The pricing of a pool of a resolved scenario.
+
+    Raises:
+        InputError: the source asked for does not know this model on this device.
+    """
+    timing = scenario.timing
+    if timing.source == "linear":
+        assert timing.base_ns is not None
+        law = (
+            timing.base_ns,
+            timing.per_prefill_token_ns or 0,
+            timing.per_decode_seq_ns or 0,
+            timing.per_context_token_ns or 0,
+        )
+        return Pricing("linear", lambda: LinearTimer(*law), NO_OVERHEAD)
+    path = base / scenario.model
+    arch = load_architecture(path if path.exists() else scenario.model)
+    engine = pool.engine
+    dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
+    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline)
+    device = catalog.device(pool.device)
+    host = host_of(pool)
+    if timing.source in ("auto", "profile"):
+        profiled = _profiled(scenario, pool, arch, dtypes, sharding, device)
+        if profiled is not None:
+            folder, new_timer, digest = profiled
+            return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
+    if timing.source == "silicon":
+        raise InputError("is not available yet", field="timing.source", found="silicon", allowed="auto, profile, roofline")
+    bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
+    sources: list[Source] = [_OfRoofline(Roofline(device, bandwidth), _link(pool, device))]
+    found = operators(arch, dtypes, sharding)
+    return Pricing("roofline", lambda: OperatorTimer(found, sources), host)
+
+
+def host_of(pool: Pool) -> HostOverhead:
+    """Host times of the pool's engine version."""
+    assert pool.engine.version is not None
+    return HostOverhead(**catalog.engine(pool.engine.version).facts.get("host", {}))
+
+
+def _profiled(
+    scenario: Scenario, pool: Pool, arch: Architecture, dtypes: Dtypes, sharding: Sharding, device: Device
+) -> tuple[str, Callable[[], StepTimer], str] | None:
+    from servetwin.catalog import profiles
+    from servetwin.timing.profile import ProfileTimer
+
+    wanted = scenario.timing.profile
+    if wanted is not None:
+        folder = profiles.by_id(wanted).folder
+    else:
+        found = profiles.find(device.id, scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
+        if found is None:
+            if scenario.timing.source == "profile":
+                raise InputError(
+                    f"no measured profile of {scenario.model} on {device.id}",
+                    field="timing.source",
+                    found="profile",
+                    allowed="import one (servetwin import llmservingsim-profile), or source: auto",
+                )
+            return None
+        folder = found
+    layers = len(arch.layers)
+    link = _link(pool, device) if sharding.tensor > 1 else None
+    collectives = [op for op in operators(arch, dtypes, sharding) if isinstance(op, Collective)]
+    first = ProfileTimer.load(folder, sharding.tensor, layers)
+
+    def new_timer() -> StepTimer:
+        timer = ProfileTimer(first.profile, sharding.tensor, layers)
+        return timer if link is None else _WithCollectives(timer, collectives, link)
+
+    return first.profile.id, new_timer, profiles.profile_hash(folder)
+
+
+def _link(pool: Pool, device: Device) -> DeviceLink | None:
+    if pool.link is not None:
+        return DeviceLink(pool.link.bandwidth, pool.link.latency)
+    if device.scale_up is None:
+        return None
+    return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns)
+
+
+class _OfRoofline:
+    """Kernels from the datasheet row, collectives from the link."""
+
+    def __init__(self, roofline: Roofline, link: DeviceLink | None) -> None:
+        self._roofline, self._link = roofline, link
+
+    def pricer(self, operator: Operator) -> Pricer:
+        if isinstance(operator, Collective):
+            link = self._link
+            if link is None:
+                raise InputError("the device has no link to others; give the pool a link", field="link")
+            return lambda shape: (link.collective_ns(operator, operator.count(shape)), "analytic")
+        roofline = self._roofline
+        return lambda shape: (roofline.ns(operator, shape), "assumed")
+
+
+class _WithCollectives:
+    """A measured profile of one rank, and beside it the collectives over the link, which it does not hold."""
+
+    def __init__(self, ranks: StepTimer, collectives: list[Collective], link: DeviceLink) -> None:
+        self._ranks, self._collectives, self._link = ranks, collectives, link
+        self.ledger = ranks.ledger
+        self._priced: dict[tuple[int, int], int] = {}
+
+    def step_ns(self, shape: StepShape) -> int:
+        exchanged = self._exchanged(shape)
+        self.ledger.analytic += exchanged
+        return self._ranks.step_ns(shape) + exchanged
+
+    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
+        exchanged = self._exchanged(shape)
+        self.ledger.analytic += exchanged * steps
+        return [ns + exchanged for ns in self._ranks.run_ns(shape, steps)]
+
+    def _exchanged(self, shape: StepShape) -> int:
+        key = shape.tokens, shape.logits
+        found = self._priced.get(key)
+        if found is None:
+            found = self._priced[key] = sum(
+                round(self._link.collective_ns(op, op.count(shape)) * sum(op.stages)) for op in self._collectives
+            )
+        return found

@@ -1,0 +1,258 @@
+"""Attention over a batch: prefill (context) by query-key pairs, decode (generation) by keys read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servetwin.timing.kernels.curve import Curve, Floats, How, PowerCurve, bracket, worst
+from servetwin.timing.kernels.profile import Columns
+
+Ints = NDArray[np.int64]
+
+
+class Surface(NamedTuple):
+    """Times over (batch, length) without holes: `ns[i, j]` belongs to `batches[i]` and `lengths[j]`.
+
+    `limits[i]` is the longest length that was measured at `batches[i]`; times beyond it were filled in.
+    """
+
+    batches: list[int]
+    lengths: list[int]
+    ns: Floats
+    limits: list[int]
+    how: How
+
+
+def causal_pairs(length: float, window: int = 0) -> float:
+    """Query-key pairs of a prompt of `length` tokens; with a sliding window each query sees at most `window` keys."""
+    if window and length > window:
+        return window * (window + 1) / 2 + (length - window) * window
+    return length * (length + 1) / 2
+
+
+class Prefills(NamedTuple):
+    """A batch of prefills as equal sequences with the same sums: pairs of each, and of its two bounds."""
+
+    pairs: float
+    fresh: float
+    """pairs if the new tokens had nothing before them"""
+    whole: float
+    """pairs if all tokens, old and new, were computed"""
+
+
+def prefills(seqs: int, tokens: int, pairs: int, window: int = 0) -> Prefills:
+    """Query-key pairs a sequence of a batch of prefills.
+
+    `tokens` is the sum of new tokens q, `pairs` the sum of q*c + q(q+1)/2 over the sequences (c: tokens already
+    there), both without regard to a window, as in `StepShape`.
+    """
+    new = tokens / seqs
+    before = max(pairs / tokens - (new + 1) / 2, 0.0)
+    whole = causal_pairs(before + new, window)
+    spent = whole - causal_pairs(before, window) if window else pairs / seqs
+    return Prefills(spent, causal_pairs(new, window), whole)
+
+
+class ContextAttention:
+    """Prefill attention of one head layout (or of a latent-attention module).
+
+    Only whole prompts were timed. A batch of q new tokens each after c old ones lies between a prompt of q tokens and
+    one of c + q: it takes the time of the first, plus the same share of the difference as it computes of the
+    difference in query-key pairs. Without old tokens that is the measured prompt; unequal lengths count as
+    the equal ones with the same sums. Linear over the batch, a power law over pairs between measured prompts.
+    """
+
+    def __init__(self, surface: Surface, window: int, measured_window: int) -> None:
+        self._surface, self.window, self._measured_window = surface, window, measured_window
+        self._works = [causal_pairs(length, measured_window) for length in surface.lengths]
+        self._curves: dict[int, PowerCurve] = {}
+
+    def ns(self, seqs: int, tokens: int, pairs: int) -> float:
+        """Time in ns of one layer over a batch of prefills; see `prefills` for the three sums."""
+        curve = self._curve(seqs)
+        at = prefills(seqs, tokens, pairs, self.window)
+        fresh = curve.ns(at.fresh)
+        if at.pairs <= at.fresh:
+            return fresh
+        return fresh + (curve.ns(at.whole) - fresh) * (at.pairs - at.fresh) / (at.whole - at.fresh)
+
+    def how(self, seqs: int, tokens: int, pairs: int) -> How:
+        """How that time is known: with old tokens, or unequal lengths, at best interpolated."""
+        curve = self._curve(seqs)
+        at = prefills(seqs, tokens, pairs, self.window)
+        if at.pairs <= at.fresh:
+            return curve.how(at.fresh)
+        return worst("interpolated", curve.how(at.fresh), curve.how(at.whole))
+
+    def _curve(self, seqs: int) -> PowerCurve:
+        if seqs not in self._curves:
+            times, limit, how = at_batch(self._surface, seqs)
+            self._curves[seqs] = PowerCurve(self._works, times, how, causal_pairs(limit, self._measured_window))
+        return self._curves[seqs]
+
+
+class GenerationAttention:
+    """Decode attention of one head layout: linear over the batch and over the mean number of keys a sequence."""
+
+    def __init__(self, surface: Surface, window: int, measured_window: int) -> None:
+        self._surface = surface
+        self._clip = 0 if window == measured_window else window
+        self._curves: dict[int, Curve] = {}
+
+    def ns(self, seqs: int, context_sum: int) -> float:
+        """Time in ns of one layer for one new token in each of `seqs` sequences.
+
+        `context_sum` is the sum of their tokens before the step; each new token adds one key.
+        """
+        return self.curve(seqs).ns(self._keys(context_sum / seqs))
+
+    def how(self, seqs: int, context_sum: int) -> How:
+        """How that time is known."""
+        return self.curve(seqs).how(self._keys(context_sum / seqs))
+
+    def run(self, seqs: int, context_sum: int, steps: int) -> Floats:
+        """Times in ns, shape (steps,), of consecutive decode steps of an unchanged batch; each equals `ns`."""
+        keys = (context_sum + seqs * np.arange(steps, dtype=np.int64)) / seqs + 1.0
+        return self.curve(seqs).many(np.minimum(keys, self._clip) if self._clip else keys)
+
+    def curve(self, seqs: int) -> Curve:
+        """Time over the mean number of keys (context + 1), for one batch size."""
+        if seqs not in self._curves:
+            times, limit, how = at_batch(self._surface, seqs)
+            self._curves[seqs] = Curve(self._surface.lengths, times, how, affine=True, limit=limit)
+        return self._curves[seqs]
+
+    def _keys(self, context: float) -> float:
+        return min(context + 1.0, self._clip) if self._clip else context + 1.0
+
+
+class AttentionTable:
+    """Measured surfaces of one phase and KV format, by head dimension, window, KV heads and query heads."""
+
+    def __init__(self, columns: Columns, work: Callable[[float, int], float]) -> None:
+        self._columns, self._work = columns, work
+        self._codes = columns["head_dim"] << 32 | columns["window"]
+        self._lanes: dict[tuple[int, int], _Lane | None] = {
+            (code >> 32, code & 0xFFFFFFFF): None for code in np.unique(self._codes).tolist()
+        }
+
+    def find(self, heads: int, kv_heads: int, head_dim: int, window: int = 0) -> tuple[Surface, int]:
+        """The surface of a head layout and the window with which it was measured.
+
+        A head dimension that was not timed takes the next larger one (kernels pad to it); a window that was not timed
+        takes full attention at as many pairs or keys; both count as extrapolated.
+        """
+        dims = sorted({dim for dim, _ in self._lanes})
+        dim = next((d for d in dims if d >= head_dim), dims[-1])
+        how: How = "measured" if dim == head_dim else "extrapolated"
+        scale = max(1.0, head_dim / dim)
+        measured = window if (dim, window) in self._lanes else 0
+        if measured != window:
+            how = "extrapolated"
+        surface = _layout(self._lane(dim, measured), heads, kv_heads)
+        return surface._replace(ns=surface.ns * scale, how=worst(how, surface.how)), measured
+
+    def _lane(self, dim: int, window: int) -> _Lane:
+        lane = self._lanes[dim, window]
+        if lane is None:
+            rows = self._codes == (dim << 32 | window)
+            lane = _Lane({name: column[rows] for name, column in self._columns.items()}, partial(self._work_in, window))
+            self._lanes[dim, window] = lane
+        return lane
+
+    def _work_in(self, window: int, length: float) -> float:
+        return self._work(length, window)
+
+
+class _Lane:
+    """The head layouts measured at one head dimension and window, on a common grid of batches and lengths."""
+
+    def __init__(self, columns: Columns, work: Callable[[float], float]) -> None:
+        self._work = work
+        self._batches, row = np.unique(columns["batch"], return_inverse=True)
+        self._lengths, column = np.unique(columns["length"], return_inverse=True)
+        codes, plane = np.unique(columns["kv_heads"] << 32 | columns["heads"], return_inverse=True)
+        self._times = np.full((len(codes), len(self._batches), len(self._lengths)), np.nan)
+        self._times[plane, row, column] = columns["ns"]
+        self.layouts = {(code >> 32, code & 0xFFFFFFFF): i for i, code in enumerate(codes.tolist())}
+        """(KV heads, query heads) -> plane"""
+
+    def __getitem__(self, layout: tuple[int, int]) -> Surface:
+        return _surface(self._times[self.layouts[layout]], self._batches, self._lengths, self._work)
+
+
+def surface_of(columns: Columns, work: Callable[[float], float]) -> Surface:
+    """One surface from the `batch`, `length`, `ns` columns of a single kernel shape, holes filled by `fill`."""
+    batches, row = np.unique(columns["batch"], return_inverse=True)
+    lengths, column = np.unique(columns["length"], return_inverse=True)
+    times = np.full((len(batches), len(lengths)), np.nan)
+    times[row, column] = columns["ns"]
+    return _surface(times, batches, lengths, work)
+
+
+def _surface(times: Floats, batches: Ints, lengths: Ints, work: Callable[[float], float]) -> Surface:
+    measured = ~np.isnan(times)
+    limits = np.where(measured, lengths, 0).max(axis=1)
+    return Surface(batches.tolist(), lengths.tolist(), fill(times, batches, lengths, work), limits.tolist(), "measured")
+
+
+def fill(times: Floats, batches: Ints, lengths: Ints, work: Callable[[float], float]) -> Floats:
+    """Give the sizes that were not timed (large batch x long context) a time.
+
+    From half the batch in proportion to the batch; in the first row from the next shorter length in proportion to the
+    work. These are beyond the measurements, so the time may only grow.
+    """
+    full = times.copy()
+    for i, j in np.argwhere(np.isnan(full)):
+        if i > 0:
+            full[i, j] = full[i - 1, j] * batches[i] / batches[i - 1]
+        elif j > 0:
+            full[i, j] = full[i, j - 1] * work(float(lengths[j])) / work(float(lengths[j - 1]))
+        else:
+            full[i, j] = np.nanmin(full)
+    return full
+
+
+def _layout(lane: _Lane, heads: int, kv_heads: int) -> Surface:
+    """Surface of a head layout: measured, between two measured ones, or scaled from the nearest."""
+    if (kv_heads, heads) in lane.layouts:
+        return lane[kv_heads, heads]
+    same_kv = sorted(h for kv, h in lane.layouts if kv == kv_heads)
+    if same_kv and same_kv[0] <= heads <= same_kv[-1]:
+        low, high, share = bracket(same_kv, heads)
+        return blend(lane[kv_heads, low], lane[kv_heads, high], share)
+    group = heads // kv_heads
+    same_group = sorted(kv for kv, h in lane.layouts if h == kv * group)
+    if same_group and same_group[0] <= kv_heads <= same_group[-1]:
+        low, high, share = bracket(same_group, kv_heads)
+        return blend(lane[low, low * group], lane[high, high * group], share)
+    kv, h = min(lane.layouts, key=lambda at: (abs(np.log(at[0] / kv_heads)) + abs(np.log(at[1] / heads)), at))
+    scale = max(kv_heads / kv, heads / h)
+    nearest = lane[kv, h]
+    return nearest._replace(ns=nearest.ns * scale, how="extrapolated")
+
+
+def blend(low: Surface, high: Surface, share: float) -> Surface:
+    """The surface a `share` of the way from one to the other."""
+    limits = [min(pair) for pair in zip(low.limits, high.limits, strict=True)]
+    return low._replace(ns=low.ns + share * (high.ns - low.ns), limits=limits, how="interpolated")
+
+
+def at_batch(surface: Surface, seqs: int) -> tuple[Floats, float, How]:
+    """Times over the lengths for a batch of `seqs`, the longest measured length, and how they are known.
+
+    Between two measured batches on a straight line; beyond the largest in proportion.
+    """
+    low, high, share = bracket(surface.batches, seqs)
+    i, j = surface.batches.index(low), surface.batches.index(high)
+    if share:
+        times = surface.ns[i] + share * (surface.ns[j] - surface.ns[i])
+        return times, min(surface.limits[i], surface.limits[j]), worst(surface.how, "interpolated")
+    if seqs == low:
+        return surface.ns[i], surface.limits[i], surface.how
+    return surface.ns[i] * max(seqs / low, 1.0), surface.limits[i], "extrapolated"

@@ -1,0 +1,96 @@
+"""Mixture-of-experts layers: the grouped products of one rank over the tokens of its expert-parallel group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from servetwin.timing.kernels.curve import Curve, Floats
+from servetwin.timing.kernels.gemm import FORMATS
+from servetwin.timing.kernels.profile import Columns, Device
+
+SKEWS = {"balanced": 0, "power_law_1.01": 101, "power_law_1.2": 120}
+"""How tokens fall on the experts: evenly, or by a power law of that exponent (kept as hundredths in the tables)."""
+
+
+class Experts(NamedTuple):
+    """One rank's share of an expert layer: sizes of the model, tensor and expert parallel degrees, skew code."""
+
+    hidden: int
+    inter: int
+    topk: int
+    experts: int
+    tp: int
+    ep: int
+    skew: int
+
+
+def roofline_ns(device: Device, dtype: str, shape: Experts, tokens: Floats) -> Floats:
+    """The larger of arithmetic and memory time in ns of three projections on one rank at peak rates, balanced load.
+
+    Each rank sees all tokens of the group and computes those that chose one of its experts/ep experts; the weights
+    of every expert that any token chose are read once.
+    """
+    form = FORMATS[dtype]
+    peak = device.flops.get(form.peak, device.flops["bf16"])
+    weights = 3.0 * shape.hidden * shape.inter / shape.tp
+    chosen = tokens * shape.topk / shape.ep
+    local = shape.experts / shape.ep
+    touched = local * -np.expm1(chosen * np.log1p(-min(1 / local, 1 - 1e-9)))
+    moved = touched * weights * form.weight_bytes + tokens * shape.hidden * (form.activation_bytes + 2.0)
+    ideal: Floats = np.maximum(2.0 * chosen * weights / peak, moved / device.memory_bandwidth) * 1e9
+    return ideal
+
+
+class MoeTable:
+    """All measured expert layers of one number format."""
+
+    def __init__(self, columns: Columns, device: Device, dtype: str) -> None:
+        self._device, self._dtype = device, dtype
+        keys = np.stack([columns[name] for name in Experts._fields], axis=1)
+        starts = np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(axis=1)])
+        ends = np.r_[starts[1:], len(keys)]
+        self._keys = keys[starts].astype(np.float64)
+        self._shapes = [Experts(*row) for row in keys[starts].tolist()]
+        self._points = {
+            shape: (columns["tokens"][a:b].astype(np.float64), columns["ns"][a:b].astype(np.float64))
+            for shape, a, b in zip(self._shapes, starts.tolist(), ends.tolist(), strict=True)
+        }
+        self._curves: dict[Experts, Curve] = {}
+
+    @property
+    def shapes(self) -> list[Experts]:
+        """Measured layers."""
+        return self._shapes
+
+    def curve(self, shape: Experts) -> Curve:
+        """Time over the tokens of the whole expert-parallel group; prepared once, then kept."""
+        if shape not in self._curves:
+            if shape in self._points:
+                self._curves[shape] = Curve(*self._points[shape])
+            else:
+                self._curves[shape] = self.stand_in(shape, np.ones(len(self._shapes), dtype=bool))
+        return self._curves[shape]
+
+    def stand_in(self, shape: Experts, among: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Curve:
+        """The nearest layer marked in `among`, scaled at every size by the ratio of the two rooflines."""
+        nearest = self._shapes[int(np.argmin(np.where(among, self._distance(shape), np.inf)))]
+        tokens, times = self._points[nearest]
+        ratio = roofline_ns(self._device, self._dtype, shape, tokens) / roofline_ns(
+            self._device, self._dtype, nearest, tokens
+        )
+        return Curve(tokens, times * ratio, "extrapolated")
+
+    def _distance(self, shape: Experts) -> Floats:
+        """Sum of the log ratios of what decides the time of one rank; the skew breaks ties."""
+        hidden, inter, topk, experts, tp, ep, skew = self._keys.T
+        here = Experts(*(float(v) for v in shape))  # type: ignore[arg-type]
+        distance: Floats = (
+            np.abs(np.log(hidden / here.hidden))
+            + np.abs(np.log((inter / tp) / (here.inter / here.tp)))
+            + np.abs(np.log((experts / ep) / (here.experts / here.ep)))
+            + np.abs(np.log((topk / ep) / (here.topk / here.ep)))
+            + np.abs(skew - here.skew) / 1000
+        )
+        return distance

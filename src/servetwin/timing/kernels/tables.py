@@ -1,0 +1,221 @@
+"""Measured kernel times of one device: the look-ups that a step's price is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from servetwin.errors import InputError, nearest
+from servetwin.timing.kernels.attention import AttentionTable, ContextAttention, GenerationAttention, causal_pairs
+from servetwin.timing.kernels.curve import Curve, How
+from servetwin.timing.kernels.gemm import GemmTable, roofline_ns
+from servetwin.timing.kernels.keyed import KeyedTable
+from servetwin.timing.kernels.mla import MlaTable
+from servetwin.timing.kernels.moe import SKEWS, Experts, MoeTable
+from servetwin.timing.kernels.profile import Columns, Device, KernelProfile, shipped_folder
+
+Time = tuple[float, How]
+"""A time in ns, and how it is known."""
+
+Table = TypeVar("Table")
+
+
+class KernelTables:
+    """Look-ups over one kernel profile.
+
+    A `*_curve` look-up, or one of attention, returns a prepared object for one kernel shape, to be kept and asked many
+    times. Every look-up returns None when the device has no such table. Number formats are `bf16`, `fp8`,
+    `fp8_static` (products only), `fp8_block` (128-wide scales), `nvfp4`, `int4_wo`, `w4a16_mxfp4` and
+    `w4a8_mxfp4_mxfp8` (experts only); KV formats `bf16`, `fp8`.
+    Sizes are counts and bytes, times nanoseconds, of one device and one layer.
+    """
+
+    def __init__(self, profile: KernelProfile) -> None:
+        self.profile = profile
+        self._tables: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, folder: Path | str) -> KernelTables:
+        """Tables of a profile folder. Only the header is read now. Raises `InputError` when it is not one."""
+        return cls(KernelProfile(Path(folder)))
+
+    @classmethod
+    def for_device(cls, device: str) -> KernelTables:
+        """Tables that come with the package; `InputError` names the devices that have some."""
+        return cls.load(shipped_folder(device))
+
+    @property
+    def device(self) -> Device:
+        """Peak rates against which shapes are scaled."""
+        return self.profile.device
+
+    def errors(self, table: str) -> dict[str, tuple[float, float]] | None:
+        """Median and 90th percentile of the relative error of leaving one point out, by axis, of a table.
+
+        Leaving a point out doubles the distance to its neighbours, so these bound the error between points.
+        """
+        entry = self.profile.tables.get(table)
+        return None if entry is None else {axis: (e["median"], e["p90"]) for axis, e in entry["error"].items()}
+
+    def gemm_curve(self, dtype: str, n: int, k: int) -> Curve | None:
+        """Time over m of an (m x k)(k x n) product, as the engine's linear layer runs it.
+
+        Activations come in as bf16: the cast is part of the time, as AIConfigurator's own estimator takes these tables.
+        `fp8_static` is `fp8` less the search for a scale, for checkpoints that bring activation scales.
+        """
+        if dtype == "fp8_static":
+            return self._static_scale_curve(n, k)
+        table = self._table(f"gemm_{dtype}", lambda columns: GemmTable(columns, self.device, dtype))
+        return None if table is None else table.curve(n, k)
+
+    def gemm(self, dtype: str, m: int, n: int, k: int) -> Time | None:
+        """Time of one product."""
+        return _at(self.gemm_curve(dtype, n, k), m)
+
+    def context_attention(
+        self, heads: int, kv_heads: int, head_dim: int, window: int = 0, kv_dtype: str = "bf16"
+    ) -> ContextAttention | None:
+        """Prefill attention for the heads on one rank; `window` 0 is full attention."""
+        table = self._table(f"context_attention_{kv_dtype}", lambda columns: AttentionTable(columns, causal_pairs))
+        if table is None:
+            return None
+        surface, measured = table.find(heads, kv_heads, head_dim, window)
+        return ContextAttention(surface, window, measured)
+
+    def generation_attention(
+        self, heads: int, kv_heads: int, head_dim: int, window: int = 0, kv_dtype: str = "bf16"
+    ) -> GenerationAttention | None:
+        """Decode attention for the heads on one rank; `window` 0 is full attention."""
+        table = self._table(
+            f"generation_attention_{kv_dtype}", lambda columns: AttentionTable(columns, lambda length, _: length)
+        )
+        if table is None:
+            return None
+        surface, measured = table.find(heads, kv_heads, head_dim, window)
+        return GenerationAttention(surface, window, measured)
+
+    def moe_curve(
+        self,
+        dtype: str,
+        hidden: int,
+        inter: int,
+        topk: int,
+        experts: int,
+        moe_tp: int = 1,
+        moe_ep: int = 1,
+        distribution: str = "power_law_1.2",
+    ) -> Curve | None:
+        """Time of one rank's expert products over the tokens of the whole expert-parallel group.
+
+        `inter` is the width of one expert before it is cut in `moe_tp`. Routing, dispatch and combine are not part.
+        `InputError` for an unknown distribution of tokens over the experts.
+        """
+        if distribution not in SKEWS:
+            hint = nearest(distribution, SKEWS)
+            raise InputError(
+                "no such load", field="distribution", found=distribution, allowed=", ".join(SKEWS), hint=hint
+            )
+        table = self._table(f"moe_{dtype}", lambda columns: MoeTable(columns, self.device, dtype))
+        if table is None:
+            return None
+        return table.curve(Experts(hidden, inter, topk, experts, moe_tp, moe_ep, SKEWS[distribution]))
+
+    def moe(
+        self,
+        dtype: str,
+        tokens: int,
+        hidden: int,
+        inter: int,
+        topk: int,
+        experts: int,
+        moe_tp: int = 1,
+        moe_ep: int = 1,
+        distribution: str = "power_law_1.2",
+    ) -> Time | None:
+        """Time of one expert layer; arguments as in `moe_curve`."""
+        return _at(self.moe_curve(dtype, hidden, inter, topk, experts, moe_tp, moe_ep, distribution), tokens)
+
+    def mla_context(self, heads: int, dtype: str = "bf16", kv_dtype: str = "bf16") -> ContextAttention | None:
+        """Prefill of a DeepSeek-V3 latent-attention module with `heads` heads on this rank, projections in `dtype`."""
+        table = self._table(f"mla_context_{dtype}_{kv_dtype}", MlaTable)
+        return None if table is None else ContextAttention(table.surface(heads), 0, 0)
+
+    def mla_generation(self, heads: int, dtype: str = "bf16", kv_dtype: str = "bf16") -> GenerationAttention | None:
+        """Decode of the same module."""
+        table = self._table(f"mla_generation_{dtype}_{kv_dtype}", MlaTable)
+        return None if table is None else GenerationAttention(table.surface(heads), 0, 0)
+
+    def mla_bmm_curve(self, heads: int, post: bool = False) -> Curve | None:
+        """Time over tokens of the batched product before or after absorbed latent attention (part of the modules)."""
+        return self._keyed("mla_bmm_post" if post else "mla_bmm_pre", "heads", "tokens", heads)
+
+    def allreduce_curve(self, gpus: int, graph: bool = True) -> Curve | None:
+        """Time over bytes of vLLM's all-reduce inside a node, replayed from a CUDA graph or launched one by one."""
+        return self._collective("allreduce_graph" if graph else "allreduce_eager", gpus)
+
+    def allreduce(self, gpus: int, size: int, graph: bool = True) -> Time | None:
+        """Time to all-reduce `size` bytes over `gpus` devices of one node; 0 for one device."""
+        return (0.0, "measured") if gpus == 1 else _at(self.allreduce_curve(gpus, graph), size)
+
+    def nccl_curve(self, op: str, gpus: int) -> Curve | None:
+        """Time over bytes of `all_reduce`, `all_gather`, `reduce_scatter` or `alltoall` inside a node.
+
+        Bytes are those of the whole vector: the gathered output, or the input to be scattered.
+        """
+        return self._collective(f"nccl_{op}", gpus)
+
+    def nccl(self, op: str, gpus: int, size: int) -> Time | None:
+        """Time of one collective of `size` bytes; 0 for one device."""
+        return (0.0, "measured") if gpus == 1 else _at(self.nccl_curve(op, gpus), size)
+
+    def quantize_curve(self, k: int, dynamic: bool = False) -> Curve | None:
+        """Time over rows m of casting an (m, k) bf16 matrix to fp8 with a given scale.
+
+        With `dynamic` a scale is found for each row first.
+        """
+        return self._keyed("quantize_dynamic" if dynamic else "quantize_static", "k", "m", k)
+
+    def quantize(self, m: int, k: int, dynamic: bool = False) -> Time | None:
+        """Time of one cast to fp8."""
+        return _at(self.quantize_curve(k, dynamic), m)
+
+    def elementwise_ns(self, size: float) -> float:
+        """Analytic time of a small kernel (norm, rotary, KV write, activation, sampling) that moves `size` bytes.
+
+        No table has these. The rule is AIConfigurator's for memory-bound operations: bytes over 0.8 of the memory
+        bandwidth plus 3 us for a launch (`mem_bw_empirical_scaling_factor`, `mem_empirical_constant_latency` of its
+        system files, 0.5 instead of 0.8 for Arc Pro B60).
+        """
+        device = self.device
+        return size / (device.memory_efficiency * device.memory_bandwidth) * 1e9 + device.launch_ns
+
+    def _table(self, name: str, build: Callable[[Columns], Table]) -> Table | None:
+        if name not in self._tables:
+            columns = self.profile.columns(name)
+            self._tables[name] = None if columns is None else build(columns)
+        table: Table | None = self._tables[name]
+        return table
+
+    def _static_scale_curve(self, n: int, k: int) -> Curve | None:
+        whole, found, given = self.gemm_curve("fp8", n, k), self.quantize_curve(k, True), self.quantize_curve(k)
+        if whole is None or found is None or given is None:
+            return None
+        least = roofline_ns(self.device, "fp8", np.array(whole.xs), n, k)
+        saved = np.array([found.ns(m) - given.ns(m) for m in whole.xs])
+        return Curve(whole.xs, np.maximum(np.array(whole.ys) - saved, least), whole.shape_how)
+
+    def _collective(self, name: str, gpus: int) -> Curve | None:
+        """None also beyond the devices of one node, where nothing was measured."""
+        table = self._table(name, lambda columns: KeyedTable(columns, "gpus", "bytes"))
+        return None if table is None or gpus > table.values[-1] else table.curve(gpus)
+
+    def _keyed(self, name: str, key: str, axis: str, wanted: int) -> Curve | None:
+        table = self._table(name, lambda columns: KeyedTable(columns, key, axis))
+        return None if table is None else table.curve(wanted)
+
+
+def _at(curve: Curve | None, size: float) -> Time | None:
+    return None if curve is None else (curve.ns(size), curve.how(size))

@@ -1,0 +1,329 @@
+"""The kernel profiles that come with the package: whole, in the right units, and looked up as they stand."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from servetwin.errors import InputError
+from servetwin.timing.kernels import KernelProfile, KernelTables, shipped
+from servetwin.timing.kernels.attention import causal_pairs
+from servetwin.timing.kernels.gemm import FORMATS, roofline_ns
+from servetwin.timing.kernels.profile import LAYOUTS
+
+BLACKWELL = {"b200_sxm", "b300_sxm", "gb200", "gb300"}
+REQUIRED = {"h100_sxm", "h200_sxm", "a100_sxm", "l40s", "b200_sxm", "rtx_pro_6000"}
+FOLDERS = shipped()
+ALL = [(device, table) for device, folder in FOLDERS.items() for table in KernelProfile(folder).tables]
+
+
+@pytest.fixture(scope="module")
+def h200() -> KernelTables:
+    return KernelTables.for_device("h200_sxm")
+
+
+def test_the_promised_devices_are_there() -> None:
+    assert set(FOLDERS) >= REQUIRED
+    catalog = next(iter(FOLDERS.values())).parents[2] / "devices"
+    for device in FOLDERS:
+        assert (catalog / f"{device}.yaml").is_file(), f"no device {device} in the catalogue"
+
+
+def test_everything_together_stays_small() -> None:
+    assert sum(path.stat().st_size for folder in FOLDERS.values() for path in folder.iterdir()) < 12e6
+
+
+@pytest.mark.parametrize("device", FOLDERS)
+def test_files_are_those_of_the_header(device: str) -> None:
+    header = yaml.safe_load((FOLDERS[device] / "profile.yaml").read_text())
+    files = {entry["file"]: entry["sha256"] for entry in header["tables"].values()}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDERS[device].glob("*.parquet")}
+    assert found == files
+    assert header["device"] == device
+    assert header["provenance"]["licence"] == "Apache-2.0"
+    assert len(header["provenance"]["sha256"]) == 64
+    assert all(entry["source"].endswith(".parquet") for entry in header["tables"].values())
+
+
+@pytest.mark.parametrize(("device", "table"), ALL)
+def test_a_table_is_sorted_unique_and_positive(device: str, table: str) -> None:
+    profile = KernelProfile(FOLDERS[device])
+    columns, entry = profile.columns(table), profile.tables[table]
+    assert columns is not None
+    layout = LAYOUTS[entry["kind"]]
+    keys = np.stack([columns[name] for name in (*layout.keys, *layout.axes)], axis=1)
+    order = np.lexsort(keys.T[::-1])
+    assert (order == np.arange(len(keys))).all()
+    assert (np.diff(keys, axis=0) != 0).any(axis=1).all()
+    assert len(keys) == entry["rows"]
+    assert (columns["ns"] >= 400).all()
+    assert all(0 <= error["median"] <= error["p90"] for error in entry["error"].values())
+
+
+@pytest.mark.parametrize(("device", "table"), [(d, t) for d, t in ALL if t.startswith("gemm_")])
+def test_the_envelope_is_where_the_check_failed_and_nowhere_else(device: str, table: str) -> None:
+    profile = KernelProfile(FOLDERS[device])
+    quality = profile.tables[table]["quality"]
+    failed = quality["wiggle"] > 0.5
+    assert quality["envelope"] == failed == ("cleaned" in quality["flags"])
+    assert failed == (device in BLACKWELL and table in ("gemm_fp8", "gemm_fp8_block"))
+    assert (quality["cleaned_cells"] > 0) == failed
+    columns = profile.columns(table)
+    assert columns is not None
+    same = (np.diff(columns["n"]) == 0) & (np.diff(columns["k"]) == 0)
+    falls = (np.diff(columns["ns"]) < 0) & same
+    assert bool(falls.any()) != failed
+
+
+def test_only_matrix_products_were_cleaned() -> None:
+    for device, folder in FOLDERS.items():
+        for table, entry in KernelProfile(folder).tables.items():
+            assert entry["kind"] == "gemm" or entry["quality"]["cleaned_cells"] == 0, (device, table)
+
+
+def test_no_product_beats_its_roofline_by_more_than_the_cache() -> None:
+    """Weights that fit the 50 MB cache can be read faster than from memory, arithmetic cannot be beaten: this
+    would show a wrong unit of the times or of the peak rates."""
+    for device in ("h100_sxm", "h200_sxm"):
+        profile = KernelProfile(FOLDERS[device])
+        for dtype in ("bf16", "fp8", "fp8_block"):
+            columns = profile.columns(f"gemm_{dtype}")
+            assert columns is not None
+            n, k, m, ns = (columns[name].astype(float) for name in ("n", "k", "m", "ns"))
+            arithmetic = 2 * m * n * k / profile.device.flops[FORMATS[dtype].peak] * 1e9
+            assert (ns > 0.95 * arithmetic).all()
+            large = n * k * FORMATS[dtype].weight_bytes > 200e6
+            ideal = np.array(
+                [roofline_ns(profile.device, dtype, *at) for at in zip(m[large], n[large], k[large], strict=True)]
+            )
+            assert (ns[large] > 0.95 * ideal).all()
+            assert np.median(ns[large] / ideal) < 2.5
+
+
+def test_collective_sizes_are_bytes(h200: KernelTables) -> None:
+    """2^28 elements of two bytes: vLLM's all-reduce hands over to NCCL there, and both tables must agree."""
+    ours, nccl = h200.allreduce(8, 2**29), h200.nccl("all_reduce", 8, 2**29)
+    assert ours is not None and nccl is not None
+    assert ours[0] == pytest.approx(nccl[0], rel=0.1)
+    assert ours[1] == nccl[1] == "measured"
+    per_link = 2 * 7 / 8 * 2**29 / ours[0]  # bytes/ns through each device's links in a ring
+    assert 250 < per_link < 900, "NVLink 4 carries 450 GB/s a direction; switches reduce inside"
+    gathered = h200.nccl("all_gather", 8, 2**29)
+    assert gathered is not None
+    assert 200 < 7 / 8 * 2**29 / gathered[0] < 450, "bytes are those of the gathered vector"
+
+
+def test_one_device_needs_no_collective_and_a_second_node_has_no_table(h200: KernelTables) -> None:
+    assert h200.allreduce(1, 10**6) == (0.0, "measured")
+    assert h200.nccl("all_gather", 1, 10**6) == (0.0, "measured")
+    assert h200.allreduce(16, 10**6) is None
+    assert KernelTables.for_device("gb200").allreduce(8, 10**6) is None
+    six = h200.allreduce(6, 2**20)
+    four, eight = h200.allreduce(4, 2**20), h200.allreduce(8, 2**20)
+    assert six is not None and four is not None and eight is not None
+    assert six == ((four[0] + eight[0]) / 2, "interpolated")
+
+
+@pytest.mark.parametrize("device", ["h100_sxm", "h200_sxm", "b200_sxm", "a100_sxm"])
+def test_look_ups_give_the_table_at_its_points(device: str) -> None:
+    tables = KernelTables.for_device(device)
+    rng = np.random.default_rng(5)
+    for name in tables.profile.tables:
+        kind = tables.profile.tables[name]["kind"]
+        columns = tables.profile.columns(name)
+        assert columns is not None
+        for i in rng.integers(0, len(columns["ns"]), 25):
+            row = {column: int(values[i]) for column, values in columns.items()}
+            found = _look_up(tables, name, kind, row)
+            assert found[0] == pytest.approx(row["ns"], rel=1e-12), (name, row)
+            assert found[1] == "measured", (name, row)
+
+
+def _look_up(tables: KernelTables, name: str, kind: str, row: dict[str, int]) -> tuple[float, str]:
+    dtype = name.removeprefix(f"{kind}_")
+    found: tuple[float, str] | None
+    if kind == "gemm":
+        found = tables.gemm(dtype, row["m"], row["n"], row["k"])
+    elif kind == "moe":
+        skew = {0: "balanced", 101: "power_law_1.01", 120: "power_law_1.2"}[row["skew"]]
+        shape = [row[part] for part in ("tokens", "hidden", "inter", "topk", "experts", "tp", "ep")]
+        found = tables.moe(dtype, *shape, skew)
+    elif kind in ("allreduce", "nccl"):
+        size = (row["gpus"], row["bytes"])
+        found = tables.allreduce(*size, graph=dtype == "graph") if kind == "allreduce" else tables.nccl(dtype, *size)
+    elif kind == "quantize":
+        found = tables.quantize(row["m"], row["k"], dtype == "dynamic")
+    elif kind == "mla_bmm":
+        curve = tables.mla_bmm_curve(row["heads"], dtype == "post")
+        assert curve is not None
+        found = curve.ns(row["tokens"]), curve.how(row["tokens"])
+    else:
+        batch, length = row["batch"], row["length"]
+        prefill = (batch, batch * length, batch * length * (length + 1) // 2)
+        if kind.startswith("mla"):
+            weights, _, kv = dtype.rpartition("_")
+            look = tables.mla_context if kind == "mla_context" else tables.mla_generation
+            attention = look(row["heads"], weights, kv)
+        else:
+            look = tables.context_attention if kind == "context_attention" else tables.generation_attention
+            attention = look(row["heads"], row["kv_heads"], row["head_dim"], row["window"], dtype)
+        assert attention is not None
+        sums = prefill if "context" in kind else (batch, batch * (length - 1))
+        found = attention.ns(*sums), attention.how(*sums)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8_block"])
+def test_a_product_between_shapes_lies_between_them_in_efficiency(h200: KernelTables, dtype: str) -> None:
+    """Positive, continuous in n, and within the ratios to the roofline of its four neighbours at every m."""
+    m = np.array([1, 16, 64, 256, 1024, 8192])
+
+    def ratios(n: int, k: int) -> np.ndarray:
+        curve = h200.gemm_curve(dtype, n, k)
+        assert curve is not None
+        return curve.many(m) / roofline_ns(h200.device, dtype, m.astype(float), n, k)
+
+    corners = np.array([ratios(n, k) for n in (5120, 6144) for k in (12288, 16384)])
+    inner = ratios(5600, 14336)
+    assert (inner >= corners.min(axis=0) * (1 - 1e-9)).all()
+    assert (inner <= corners.max(axis=0) * (1 + 1e-9)).all()
+    for n in (6143, 6145):
+        near, at = h200.gemm_curve(dtype, n, 4096), h200.gemm_curve(dtype, 6144, 4096)
+        assert near is not None and at is not None
+        assert near.many(m) == pytest.approx(at.many(m), rel=2e-3)
+
+
+def test_a_vocabulary_beyond_the_table_scales_with_its_weights(h200: KernelTables) -> None:
+    wide, widest = h200.gemm("bf16", 64, 65536, 4096), h200.gemm("bf16", 64, 131072, 4096)
+    assert wide is not None and widest is not None
+    assert widest[1] == "extrapolated"
+    assert widest[0] == pytest.approx(2 * wide[0], rel=0.02)
+
+
+def test_a_given_scale_is_cheaper_than_one_to_be_found(h200: KernelTables) -> None:
+    for m in (1, 64, 1000, 8192):
+        found, given = h200.gemm("fp8", m, 4096, 4096), h200.gemm("fp8_static", m, 4096, 4096)
+        dynamic, static = h200.quantize(m, 4096, True), h200.quantize(m, 4096)
+        assert found is not None and given is not None and dynamic is not None and static is not None
+        assert found[0] - given[0] == pytest.approx(dynamic[0] - static[0], rel=0.05)
+        assert 0 < given[0] < found[0]
+
+
+def test_attention_of_unmeasured_heads(h200: KernelTables) -> None:
+    context, step = (4, 4 * 1024, 4 * 1024 * 1025 // 2), (64, 64 * 1023)
+    for heads, kv in ((20, 8), (28, 4), (36, 4), (32, 32), (56, 8), (10, 5)):
+        prefill, decode = h200.context_attention(heads, kv, 128), h200.generation_attention(heads, kv, 128)
+        assert prefill is not None and decode is not None
+        assert prefill.ns(*context) > 0 and decode.ns(*step) > 0
+    between = [h200.context_attention(heads, 4, 128) for heads in (24, 28, 32)]
+    times = [attention.ns(*context) for attention in between if attention is not None]
+    assert times[1] == pytest.approx((times[0] + times[2]) / 2)
+    full, cut = h200.generation_attention(32, 8, 128), h200.generation_attention(32, 8, 128, window=4096)
+    assert full is not None and cut is not None
+    assert cut.ns(8, 8 * 1000) == full.ns(8, 8 * 1000)
+    assert cut.ns(8, 8 * 100_000) == full.ns(8, 8 * 4095)
+    assert cut.how(8, 8 * 1000) == "extrapolated"
+
+
+def test_decode_attention_grows_with_context_and_batch(h200: KernelTables) -> None:
+    attention = h200.generation_attention(8, 1, 128, kv_dtype="fp8")
+    assert attention is not None
+    run = attention.run(100, 100 * 500, 30_000)
+    assert run.tolist()[::997] == [attention.ns(100, 100 * 500 + 100 * i) for i in range(0, 30_000, 997)]
+    smooth = np.abs(np.diff(run)) / run[:-1]
+    assert smooth.max() < 0.01, "one token more never jumps"
+    by_batch = [attention.ns(b, b * 4096) for b in range(1, 300)]
+    assert min(np.diff(by_batch) / np.array(by_batch[:-1])) > -0.05
+    assert by_batch[-1] > 20 * by_batch[0] / 4
+
+
+def test_prefill_with_a_prefix_lies_between_the_prompts(h200: KernelTables) -> None:
+    attention = h200.context_attention(32, 8, 128)
+    assert attention is not None
+    fresh = attention.ns(1, 512, causal_pairs(512))
+    costs = [attention.ns(1, 512, 512 * c + 512 * 513 // 2) for c in (0, 1, 128, 1024, 4096, 15_000)]
+    assert costs[0] == fresh
+    assert costs == sorted(costs)
+    assert costs[1] == pytest.approx(fresh, rel=0.01)
+    assert costs[-1] < attention.ns(1, 15_512, int(causal_pairs(15_512)))
+    assert attention.how(1, 512, 512 * 1024 + 512 * 513 // 2) == "interpolated"
+    assert attention.how(1, 512, 512 * 60_000 + 512 * 513 // 2) == "extrapolated"
+
+
+def test_unmeasured_experts_stand_on_the_nearest(h200: KernelTables) -> None:
+    known = h200.moe("fp8_block", 1024, 7168, 2048, 8, 256, 1, 8)
+    assert known is not None and known[1] == "measured"
+    other = h200.moe("fp8_block", 1024, 7168, 2100, 8, 256, 1, 8)
+    assert other is not None and other[1] == "extrapolated"
+    assert other[0] == pytest.approx(known[0] * 2100 / 2048, rel=0.05)
+    with pytest.raises(InputError, match=r"power_law_1\.2"):
+        h200.moe("bf16", 1, 4096, 1024, 8, 64, distribution="power_law_1.3")
+
+
+def test_tables_a_device_lacks_are_none() -> None:
+    a100 = KernelTables.for_device("a100_sxm")
+    assert a100.gemm("fp8", 1, 4096, 4096) is None
+    assert a100.gemm_curve("fp8_static", 4096, 4096) is None
+    assert a100.context_attention(32, 8, 128, kv_dtype="fp8") is None
+    assert a100.mla_context(16) is None
+    assert a100.quantize(1, 4096) is None
+    assert a100.errors("gemm_fp8") is None
+    assert KernelTables.for_device("h100_sxm").gemm("int4_wo", 1, 4096, 4096) is None
+
+
+def test_errors_are_given_for_every_table(h200: KernelTables) -> None:
+    errors = h200.errors("gemm_bf16")
+    assert errors is not None
+    assert set(errors) == {"m", "shape"}
+    assert 0 < errors["shape"][0] < 0.05 < errors["shape"][1] < 0.2
+
+
+def test_small_kernels_are_bytes_over_bandwidth_and_a_launch(h200: KernelTables) -> None:
+    assert h200.elementwise_ns(0) == 3000
+    assert h200.elementwise_ns(4.8e9) == pytest.approx(3000 + 1e6 / 0.8)
+
+
+def test_bad_profiles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="h200_sxm"):
+        KernelTables.for_device("h200_sx")
+    with pytest.raises(InputError, match="cannot be read"):
+        KernelTables.load(tmp_path)
+    (tmp_path / "profile.yaml").write_text("kind: layers\n")
+    with pytest.raises(InputError, match="kernels"):
+        KernelTables.load(tmp_path)
+    (tmp_path / "profile.yaml").write_text("kind: kernels\nschema: 2\n")
+    with pytest.raises(InputError, match="schema"):
+        KernelTables.load(tmp_path)
+    for path in FOLDERS["a100_sxm"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "gemm_bf16.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="not the file"):
+        KernelTables.load(tmp_path).gemm("bf16", 1, 4096, 4096)
+
+
+def test_a_dense_model_loads_only_its_tables_and_quickly() -> None:
+    code = """
+import time, numpy, yaml, pyarrow.parquet
+from servetwin.timing.kernels import KernelTables
+start = time.process_time()
+tables = KernelTables.for_device("h200_sxm")
+for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)):
+    tables.gemm_curve("bf16", n, k).ns(100)
+tables.context_attention(32, 8, 128).ns(1, 512, 512 * 513 // 2)
+tables.generation_attention(32, 8, 128).ns(32, 32 * 1000)
+spent = time.process_time() - start
+print(spent, *sorted(tables.profile._columns))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert runs[0][1:] == ["context_attention_bf16", "gemm_bf16", "generation_attention_bf16"]
+    assert min(float(run[0]) for run in runs) < 0.08
