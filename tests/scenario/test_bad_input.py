@@ -112,8 +112,29 @@ def test_model_name_that_is_no_path_either(name: str) -> None:
         load("t.yaml", [f'model="{name}"'.replace("\0", "\\0")])
 
 
-KEYS = ("arrivals", "process", "rate", "requests", "input_tokens", "prefixes", "groups", "tokens", "popularity", "zipf",
-        "distribution", "min", "max", "trace", "device", "engine", "link", "bandwidth", "source", "base_ns", "ttft")  # fmt: skip
+KEYS = (
+    "arrivals",
+    "process",
+    "rate",
+    "requests",
+    "input_tokens",
+    "prefixes",
+    "groups",
+    "tokens",
+    "popularity",
+    "zipf",
+    "distribution",
+    "min",
+    "max",
+    "trace",
+    "device",
+    "engine",
+    "link",
+    "bandwidth",
+    "source",
+    "base_ns",
+    "ttft",
+)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "uniform", "zipf", "10ms", "1GB/s"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),

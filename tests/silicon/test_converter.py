@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from servetwin.catalog.profiles import packaged_folder
 from servetwin.errors import InputError
 from servetwin.interop.aiconfigurator.clean import holes, monotone, must_clean, to_nanoseconds, wiggle
 from servetwin.interop.aiconfigurator.convert import convert
 from servetwin.interop.aiconfigurator.errors import leave_one_out
-from servetwin.timing.kernels import shipped
 from servetwin.timing.kernels.profile import Device
 
 
@@ -101,7 +101,7 @@ def test_the_wheel_gives_the_shipped_bytes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="h100_sxm"):
         convert(Path(wheel), tmp_path, ["h100_sx"])
     (folder,) = convert(Path(wheel), tmp_path, ["a100_sxm"]).values()
-    same = shipped()["a100_sxm"]
+    same = packaged_folder() / "kernels" / "a100_sxm"
     assert {path.name for path in folder.iterdir()} == {path.name for path in same.iterdir()}
     for path in folder.iterdir():
         assert path.read_bytes() == (same / path.name).read_bytes(), path.name

@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 import yaml
 
+from servetwin.catalog.profiles import packaged_folder, read_profile
 from servetwin.errors import InputError
-from servetwin.timing.kernels import KernelProfile, KernelTables, shipped
+from servetwin.timing.kernels import KernelProfile, KernelTables
 from servetwin.timing.kernels.attention import causal_pairs
 from servetwin.timing.kernels.gemm import FORMATS, roofline_ns
 from servetwin.timing.kernels.profile import LAYOUTS
 
 BLACKWELL = {"b200_sxm", "b300_sxm", "gb200", "gb300"}
 REQUIRED = {"h100_sxm", "h200_sxm", "a100_sxm", "l40s", "b200_sxm", "rtx_pro_6000"}
-FOLDERS = shipped()
-ALL = [(device, table) for device, folder in FOLDERS.items() for table in KernelProfile(folder).tables]
+FOLDERS = {path.parent.name: path.parent for path in sorted(packaged_folder().glob("kernels/*/profile.yaml"))}
+
+
+def profile_of(device: str) -> KernelProfile:
+    return KernelProfile(read_profile(FOLDERS[device]))
+
+
+ALL = [(device, table) for device in FOLDERS for table in profile_of(device).tables]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def h200() -> KernelTables:
 
 def test_the_promised_devices_are_there() -> None:
     assert set(FOLDERS) >= REQUIRED
-    catalog = next(iter(FOLDERS.values())).parents[2] / "devices"
+    catalog = packaged_folder().parent / "devices"
     for device in FOLDERS:
         assert (catalog / f"{device}.yaml").is_file(), f"no device {device} in the catalogue"
 
@@ -53,7 +60,7 @@ def test_files_are_those_of_the_header(device: str) -> None:
 
 @pytest.mark.parametrize(("device", "table"), ALL)
 def test_a_table_is_sorted_unique_and_positive(device: str, table: str) -> None:
-    profile = KernelProfile(FOLDERS[device])
+    profile = profile_of(device)
     columns, entry = profile.columns(table), profile.tables[table]
     assert columns is not None
     layout = LAYOUTS[entry["kind"]]
@@ -68,7 +75,7 @@ def test_a_table_is_sorted_unique_and_positive(device: str, table: str) -> None:
 
 @pytest.mark.parametrize(("device", "table"), [(d, t) for d, t in ALL if t.startswith("gemm_")])
 def test_the_envelope_is_where_the_check_failed_and_nowhere_else(device: str, table: str) -> None:
-    profile = KernelProfile(FOLDERS[device])
+    profile = profile_of(device)
     quality = profile.tables[table]["quality"]
     failed = quality["wiggle"] > 0.5
     assert quality["envelope"] == failed == ("cleaned" in quality["flags"])
@@ -82,8 +89,8 @@ def test_the_envelope_is_where_the_check_failed_and_nowhere_else(device: str, ta
 
 
 def test_only_matrix_products_were_cleaned() -> None:
-    for device, folder in FOLDERS.items():
-        for table, entry in KernelProfile(folder).tables.items():
+    for device in FOLDERS:
+        for table, entry in profile_of(device).tables.items():
             assert entry["kind"] == "gemm" or entry["quality"]["cleaned_cells"] == 0, (device, table)
 
 
@@ -91,7 +98,7 @@ def test_no_product_beats_its_roofline_by_more_than_the_cache() -> None:
     """Weights that fit the 50 MB cache can be read faster than from memory, arithmetic cannot be beaten: this
     would show a wrong unit of the times or of the peak rates."""
     for device in ("h100_sxm", "h200_sxm"):
-        profile = KernelProfile(FOLDERS[device])
+        profile = profile_of(device)
         for dtype in ("bf16", "fp8", "fp8_block"):
             columns = profile.columns(f"gemm_{dtype}")
             assert columns is not None
@@ -157,6 +164,11 @@ def _look_up(tables: KernelTables, name: str, kind: str, row: dict[str, int]) ->
     elif kind in ("allreduce", "nccl"):
         size = (row["gpus"], row["bytes"])
         found = tables.allreduce(*size, graph=dtype == "graph") if kind == "allreduce" else tables.nccl(dtype, *size)
+    elif kind == "alltoall":
+        backend, _, phase = dtype.rpartition("_")
+        curve = tables.alltoall_curve(phase, row["ep"], row["hidden"], row["topk"], row["experts"], backend)
+        assert curve is not None
+        found = curve.ns(row["tokens"]), curve.how(row["tokens"])
     elif kind == "quantize":
         found = tables.quantize(row["m"], row["k"], dtype == "dynamic")
     elif kind == "mla_bmm":
@@ -267,6 +279,18 @@ def test_unmeasured_experts_stand_on_the_nearest(h200: KernelTables) -> None:
         h200.moe("bf16", 1, 4096, 1024, 8, 64, distribution="power_law_1.3")
 
 
+def test_dispatch_was_read_as_microseconds(h200: KernelTables) -> None:
+    """Each token goes to at most 8 ranks as 7168 bytes of fp8 or 14336 of bf16, over links of 450 GB/s."""
+    curve = h200.alltoall_curve("dispatch", 8, 7168, 8, 256, "deepep_ht")
+    assert curve is not None
+    assert 65536 * 8 * 7168 / 450 < curve.ns(65536) < 100e6
+    decode = h200.alltoall_curve("dispatch", 8, 7168, 8, 256)
+    assert decode is not None and 20e3 < decode.ns(64) < 100e3
+    assert h200.alltoall_curve("dispatch", 16, 7168, 8, 256) is None
+    near = h200.alltoall_curve("combine", 8, 7000, 8, 256)
+    assert near is not None and near.shape_how == "extrapolated"
+
+
 def test_tables_a_device_lacks_are_none() -> None:
     a100 = KernelTables.for_device("a100_sxm")
     assert a100.gemm("fp8", 1, 4096, 4096) is None
@@ -295,16 +319,17 @@ def test_bad_profiles_are_refused(tmp_path: Path) -> None:
         KernelTables.for_device("h200_sx")
     with pytest.raises(InputError, match="cannot be read"):
         KernelTables.load(tmp_path)
-    (tmp_path / "profile.yaml").write_text("kind: layers\n")
-    with pytest.raises(InputError, match="kernels"):
-        KernelTables.load(tmp_path)
-    (tmp_path / "profile.yaml").write_text("kind: kernels\nschema: 2\n")
+    header = (FOLDERS["a100_sxm"] / "profile.yaml").read_text()
+    (tmp_path / "profile.yaml").write_text(header.replace("schema: 1", "schema: 2"))
     with pytest.raises(InputError, match="schema"):
         KernelTables.load(tmp_path)
+    (tmp_path / "profile.yaml").write_text(header.replace("memory_bandwidth", "bandwidth"))
+    with pytest.raises(InputError, match="memory_bandwidth"):
+        KernelTables.load(tmp_path).elementwise_ns(1)
     for path in FOLDERS["a100_sxm"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "gemm_bf16.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="not the file"):
+    with pytest.raises(InputError, match="sha256"):
         KernelTables.load(tmp_path).gemm("bf16", 1, 4096, 4096)
 
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from servetwin.catalog.profiles import HEADER, SCHEMA
 from servetwin.errors import InputError, nearest
 from servetwin.interop.aiconfigurator.clean import WIGGLE, holes, monotone, must_clean, to_nanoseconds, wiggle
 from servetwin.interop.aiconfigurator.errors import leave_one_out
 from servetwin.interop.aiconfigurator.sources import DEVICES, VERSION, VLLM, VLLM_DEFAULT, Raw, Wheel
-from servetwin.timing.kernels.profile import LAYOUTS, SCHEMA, Columns, Device
+from servetwin.timing.kernels.profile import LAYOUTS, Columns, Device
 
-_HEADER = "# Derived from NVIDIA AIConfigurator (Apache-2.0, see NOTICE) by servetwin.interop.aiconfigurator.\n"
+_BANNER = "# Derived from NVIDIA AIConfigurator (Apache-2.0, see NOTICE) by servetwin.interop.aiconfigurator.\n"
 
 UNEVEN = 0.1
 """Share of kernel shapes out of line above which a table is flagged."""
@@ -61,8 +62,8 @@ def _convert_system(wheel: Wheel, system: str, folder: Path) -> Path:
         "peak": peak,
         "tables": tables,
     }
-    text = _HEADER + yaml.safe_dump(header, sort_keys=False, width=120, allow_unicode=True)
-    (folder / "profile.yaml").write_text(text, encoding="utf-8", newline="\n")
+    text = _BANNER + yaml.safe_dump(header, sort_keys=False, width=120, allow_unicode=True)
+    (folder / HEADER).write_text(text, encoding="utf-8", newline="\n")
     return folder
 
 

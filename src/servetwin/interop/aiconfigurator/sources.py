@@ -59,6 +59,8 @@ class Source(NamedTuple):
     """rows to take, by column value, where the column exists"""
     name: str = ""
     """name of the table when it is not the kind followed by the split values"""
+    unit_ms: float = 1.0
+    """what `latency` counts in: milliseconds, but microseconds in `moe_a2a_perf`"""
 
 
 _ATTENTION = {
@@ -121,6 +123,11 @@ SOURCES = (
             only=(("op_name", op), ("nccl_dtype", "half")), name=f"nccl_{op}",
         )
         for op in _OPS
+    ),
+    Source(
+        "alltoall", "comm", "moe_a2a_perf",
+        {"ep": "ep_size", "hidden": "hidden_size", "topk": "topk", "experts": "num_experts", "tokens": "num_tokens"},
+        ("comm_backend", "phase"), (("comm_dtype", "default"),), unit_ms=1e-3,
     ),
     Source("quantize", "quantize", "scale_matrix_perf", {"k": "k", "m": "m"}, name="quantize_static"),
     Source("quantize", "quantize", "computescale_perf", {"k": "k", "m": "m"}, name="quantize_dynamic"),
@@ -211,7 +218,7 @@ def _split(source: Source, table: pa.Table, path: str) -> Iterator[Raw]:
             part = part.filter(pc.field(column) == value)
         formats = [FORMATS.get(value, value) for value in combination.values()]
         columns: Columns = {ours: _column(part, theirs) for ours, theirs in source.columns.items()}
-        columns["ms"] = part.column("latency").to_numpy().astype(np.float64)
+        columns["ms"] = part.column("latency").to_numpy().astype(np.float64) * source.unit_ms
         kernels = tuple(sorted({str(kernel) for kernel in part.column("kernel_source").to_pylist()}))
         yield Raw(source.name or "_".join([source.kind, *formats]), source.kind, columns, path, kernels)
 

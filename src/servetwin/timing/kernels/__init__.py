@@ -6,7 +6,7 @@ The tables are NVIDIA AIConfigurator's, cleaned and repacked; docs/silicon.md te
 from __future__ import annotations
 
 from servetwin.timing.kernels.curve import Curve, How, worst
-from servetwin.timing.kernels.profile import KernelProfile, shipped
+from servetwin.timing.kernels.profile import KernelProfile
 from servetwin.timing.kernels.tables import KernelTables
 
-__all__ = ["Curve", "How", "KernelProfile", "KernelTables", "shipped", "worst"]
+__all__ = ["Curve", "How", "KernelProfile", "KernelTables", "worst"]

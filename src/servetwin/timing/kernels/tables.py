@@ -8,14 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from servetwin.catalog.profiles import by_id, read_profile
 from servetwin.errors import InputError, nearest
+from servetwin.timing.kernels.alltoall import AllToAllTable
 from servetwin.timing.kernels.attention import AttentionTable, ContextAttention, GenerationAttention, causal_pairs
 from servetwin.timing.kernels.curve import Curve, How
 from servetwin.timing.kernels.gemm import GemmTable, roofline_ns
 from servetwin.timing.kernels.keyed import KeyedTable
 from servetwin.timing.kernels.mla import MlaTable
 from servetwin.timing.kernels.moe import SKEWS, Experts, MoeTable
-from servetwin.timing.kernels.profile import Columns, Device, KernelProfile, shipped_folder
+from servetwin.timing.kernels.profile import Columns, Device, KernelProfile
 
 Time = tuple[float, How]
 """A time in ns, and how it is known."""
@@ -40,12 +42,12 @@ class KernelTables:
     @classmethod
     def load(cls, folder: Path | str) -> KernelTables:
         """Tables of a profile folder. Only the header is read now. Raises `InputError` when it is not one."""
-        return cls(KernelProfile(Path(folder)))
+        return cls(KernelProfile(read_profile(Path(folder))))
 
     @classmethod
     def for_device(cls, device: str) -> KernelTables:
-        """Tables that come with the package; `InputError` names the devices that have some."""
-        return cls.load(shipped_folder(device))
+        """Tables of a device: the user's, else those of the package. `InputError` names the profiles there are."""
+        return cls(KernelProfile(by_id(f"kernels/{device}")))
 
     @property
     def device(self) -> Device:
@@ -170,6 +172,18 @@ class KernelTables:
     def nccl(self, op: str, gpus: int, size: int) -> Time | None:
         """Time of one collective of `size` bytes; 0 for one device."""
         return (0.0, "measured") if gpus == 1 else _at(self.nccl_curve(op, gpus), size)
+
+    def alltoall_curve(
+        self, phase: str, ep: int, hidden: int, topk: int, experts: int, backend: str = "deepep_ll"
+    ) -> Curve | None:
+        """Time over a rank's tokens of `dispatch` or `combine` in an expert-parallel group of one node.
+
+        Backends: `deepep_ll` (low latency, decode), `deepep_ht` (high throughput, prefill), on h100_sxm also
+        `deepep_v2_generation` and `deepep_v2_context`. Other sizes stand on the nearest measured one, scaled by
+        the bytes sent (hidden x topk). None for a group size that was not measured.
+        """
+        table = self._table(f"alltoall_{backend}_{phase}", AllToAllTable)
+        return None if table is None else table.curve(ep, hidden, topk, experts)
 
     def quantize_curve(self, k: int, dynamic: bool = False) -> Curve | None:
         """Time over rows m of casting an (m, k) bf16 matrix to fp8 with a given scale.
