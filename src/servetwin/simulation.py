@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,10 +61,16 @@ def simulate(
         progress=progress,
     )
     partial = False
+    # Requests and batches are freed by reference counts; looking for cycles among millions of them only takes time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         built.cluster.run()
     except KeyboardInterrupt:
         partial = True
+    finally:
+        if collecting:
+            gc.enable()
     if progress is not None:
         progress(len(built.cluster.ended_requests), len(table), built.cluster.now)
     run = _run(scenario, table, built, partial)

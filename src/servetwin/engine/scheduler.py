@@ -168,6 +168,7 @@ class Scheduler:
 
     def _continue_running(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool) -> int:
         running, longest = self.running, self.options.max_model_len - 1
+        add = batch.add
         i = 0
         while i < len(running) and budget > 0:
             request = running[i]
@@ -181,7 +182,10 @@ class Scheduler:
             tokens = request.known + request.drafts + placeholders - computed
             if 0 < threshold < tokens:
                 tokens = threshold
-            tokens = min(tokens, budget, longest - computed)
+            if tokens > budget:
+                tokens = budget
+            if computed + tokens > longest:
+                tokens = longest - computed
             if tokens <= 0:
                 i += 1  # all of it is in flight already
                 continue
@@ -195,7 +199,7 @@ class Scheduler:
             if request.drafts:
                 drafts = max(0, min(request.drafts, tokens + computed - request.known - placeholders))
                 request.drafts = 0
-            batch.add(request, tokens, computed, drafts)
+            add(request, tokens, computed, drafts)
             budget -= tokens
             i += 1
         return budget
@@ -439,7 +443,9 @@ class Scheduler:
                         request.placeholders -= rejected
             was_running, had_placeholders = request.status == Status.RUNNING, request.placeholders > 0
             kept, reason = produced, ""
-            left = min(request.max_tokens - request.outputs, longest - request.known)
+            left, space = request.max_tokens - request.outputs, longest - request.known
+            if space < left:
+                left = space
             if left <= kept:
                 kept, reason = max(left, 1), "length"
             if request.stop_after is not None and request.stop_after - request.outputs <= kept:

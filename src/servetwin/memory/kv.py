@@ -84,6 +84,7 @@ class KVCache:
     holdings: dict[int, Holding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._one_full = len(self.groups) == 1 and self.groups[0].window is None
         self._windows = tuple(i for i, group in enumerate(self.groups) if group.window is not None)
         # Full attention first: its hits are the tightest bound, and any prefix of a hit of theirs is a hit.
         self._by_kind = sorted(range(len(self.groups)), key=lambda i: self.groups[i].window is not None)
@@ -196,6 +197,9 @@ class KVCache:
         cached. `in_flight`: computed tokens whose step has not ended. `hit`: cached blocks to adopt (first allocation).
         `whole_sequence`: refuse unless all `known` tokens would fit. `watermark`, `reserved`: blocks to leave free.
         """
+        holding = self.holdings.get(request)
+        if holding is not None and self._one_full and not reserved and not watermark and not whole_sequence:
+            return self._grow(holding, computed + new, lookahead, known if cache else 0, chain)
         hit = hit or self.miss
         total = computed + hit.tokens + external
         if whole_sequence:
@@ -208,7 +212,6 @@ class KVCache:
         need = self.blocks_needed(request, slots, total, hit)
         if need + watermark > self.pool.free - reserved:
             return False
-        holding = self.holdings.get(request)
         if holding is None:
             holding = self._adopt(request, hit, total, prompt)
             if external:
@@ -221,6 +224,23 @@ class KVCache:
         if cache and self.caching:
             assert chain is not None
             self.commit(request, min(total + new, known), chain)
+        return True
+
+    def _grow(self, holding: Holding, tokens: int, lookahead: int, known: int, chain: Chain | None) -> bool:
+        """`allocate` for the common case: a request that has blocks, one group, full attention."""
+        table = holding.tables[0]
+        short = -(-min(tokens + lookahead, self.max_model_len) // self.block_size) - len(table)
+        if short > 0:
+            if short > self.pool.free:
+                return False
+            table += self.pool.take(short)
+        if self.caching and known:
+            full, cached = min(tokens, known) // self.block_size, holding.cached[0]
+            if full > cached:
+                assert chain is not None
+                for j in range(cached, full):
+                    self.pool.cache(table[j], chain[j])
+                holding.cached[0] = full
         return True
 
     def _adopt(self, request: int, hit: Hit, total: int, prompt: int) -> Holding:

@@ -55,7 +55,7 @@ def read(file: TraceFile) -> RequestTable:
     import pyarrow.parquet
 
     try:
-        content = pyarrow.parquet.read_table(pa.BufferReader(file.data), use_threads=False)
+        content = pyarrow.parquet.ParquetFile(pa.BufferReader(file.data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise file.error(f"not a readable Parquet file: {str(error).splitlines()[0]}") from None
     for name in REQUIRED:
