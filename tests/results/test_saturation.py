@@ -68,6 +68,30 @@ def test_refused_requests_do_not_wait(make_run: MakeRun) -> None:
     assert not saturation(replace(run, requests=requests))["saturated"]
 
 
+def test_an_engine_that_decodes_its_own_prefills_has_one_queue(make_run: MakeRun) -> None:
+    run = make_run(poisson(2, 400, 0), SERVICE)
+    queue = np.searchsorted(run.ints("arrival_ns"), run.steps["start_ns"], side="right") - 1 - np.arange(400)
+    told_twice = replace(
+        run,
+        requests=dict(run.requests) | {"decode_engine": run.requests["engine"]},
+        steps=dict(run.steps) | {"waiting": queue},
+    )
+    assert queue.max() > 100
+    assert saturation(told_twice) == saturation(run)
+
+
+def test_a_decode_queue_may_grow_by_more_than_the_arrivals(make_run: MakeRun) -> None:
+    """Requests that were between prefill and decode at the start of the window come on top."""
+    run = make_run(np.arange(400) * SERVICE, SERVICE // 2)
+    steps = {name: np.append(column, 0) for name, column in run.steps.items()}
+    steps["engine"][-1], steps["start_ns"][-1], steps["waiting"][-1] = 1, 399 * SERVICE, 250
+    result = saturation(
+        replace(run, requests=dict(run.requests) | {"decode_engine": np.ones(400, np.int64)}, steps=steps)
+    )
+    assert result["saturated"] and result["queue_end"] - result["queue_start"] > result["arrived"]
+    assert result["taken_up_rate"] == 0
+
+
 def test_a_queue_in_front_of_decode_engines_counts(make_run: MakeRun) -> None:
     run = make_run(np.arange(400) * SERVICE, SERVICE // 2)
     decode_steps = {name: np.zeros(400, np.int64) for name in STEP_COLUMNS} | {

@@ -13,6 +13,7 @@ from servetwin.errors import InputError
 from servetwin.interop.aiconfigurator.clean import holes, monotone, must_clean, to_nanoseconds, wiggle
 from servetwin.interop.aiconfigurator.convert import convert
 from servetwin.interop.aiconfigurator.errors import leave_one_out
+from servetwin.interop.aiconfigurator.host import host_bound, host_entry
 from servetwin.timing.kernels.profile import Device
 
 
@@ -82,6 +83,20 @@ def test_leave_one_out_is_nought_for_what_the_law_fits_and_not_for_a_step() -> N
     assert leave_one_out("nccl", "all_reduce", columns, device)["bytes"]["p90"] == 0.0
     columns["ns"] = np.array([1000, 1000, 3000, 3000, 3000])
     assert leave_one_out("nccl", "all_reduce", columns, device)["bytes"]["median"] > 0.2
+
+
+def test_products_that_timed_the_host_are_found() -> None:
+    shapes = [(n, k, m) for n in (64, 1024, 16384) for k in (64, 1024, 16384) for m in (1, 8, 64, 8192)]
+    n, k, m = np.array(shapes).T
+    device = np.maximum(4000, (n * k * m) // 50_000)
+    fast = {"n": n, "k": k, "m": m, "ns": device}
+    slow = {**fast, "ns": np.maximum(90_000, device * 11 // 10)}
+    assert host_bound(fast) is None
+    assert host_bound(slow) == 90_000
+    entry = host_entry("gemm_fp8_block", slow, {"gemm_fp8": fast})
+    assert entry == {"host_ns": 90_000, "stand_in": "gemm_fp8", "ratio": pytest.approx(1.1)}
+    assert host_entry("gemm_bf16", slow, {"gemm_fp8": fast}) == {"host_ns": 90_000}
+    assert host_entry("gemm_fp8", fast, {}) is None
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

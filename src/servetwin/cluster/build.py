@@ -82,11 +82,9 @@ def build(
 def _check_supported(pool: Pool) -> None:
     if pool.role != "unified":
         raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
-    for name in ("data", "expert"):
-        degree = getattr(pool.parallelism, name)
-        if degree > 1:
-            message = f"{name} parallelism is not simulated yet"
-            raise InputError(message, field=f"parallelism.{name}", found=degree, allowed="1")
+    if pool.parallelism.data > 1:
+        message = "data parallelism is not simulated yet"
+        raise InputError(message, field="parallelism.data", found=pool.parallelism.data, allowed="1")
 
 
 def _router(scenario: Scenario) -> Router:
@@ -114,7 +112,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path) -> SchedulerOp
         capacity = kv_capacity(
             arch,
             dtypes,
-            Sharding(pool.parallelism.tensor, pool.parallelism.pipeline),
+            Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert),
             device_memory_bytes=(override.memory_size if override else None) or device.visible_bytes,
             gpu_memory_utilization=_given(engine.gpu_memory_utilization),
             block_size=block_size,

@@ -28,15 +28,17 @@ def _queue(run: Run) -> tuple[Ints, Ints]:
     """The queue over time: sorted times (ns) and the number of waiting requests from each of them on.
 
     A request waits from its arrival to the start of its first step, or to its end when it never ran. In front of a
-    decode engine it waits again; that part is known from the step table.
+    decode engine that it is handed over to it waits again; that part is known from the step table.
     """
     arrival, scheduled, finish = (run.ints(column) for column in ("arrival_ns", "scheduled_ns", "finish_ns"))
     left = np.where(scheduled >= 0, scheduled, finish)
     refused = (left < 0) & run.has_status("failed")  # at the door: it never waited
     left = left[left >= 0]
     times, changes = [arrival, left], [(~refused).astype(np.int64), np.full(len(left), -1)]
-    decode_engines = np.unique(run.ints("decode_engine"))
-    for engine in decode_engines[decode_engines >= 0]:
+    decode_engine = run.ints("decode_engine")
+    # An engine that decodes what it has prefilled itself has the queue that the request table already tells.
+    handed_over = (decode_engine >= 0) & (decode_engine != run.ints("engine"))
+    for engine in np.unique(decode_engine[handed_over]):
         rows = run.steps["engine"] == engine
         times.append(run.steps["start_ns"][rows])
         changes.append(np.diff(run.steps["waiting"][rows], prepend=0))
@@ -68,7 +70,8 @@ def saturation(run: Run) -> dict[str, Any]:
     at_half, at_quarter, at_end = np.searchsorted(times, (half, quarter, end), side="right") - 1
     before, after = int(level[at_half]), int(level[at_end])
     arrived, growth = int((arrival > half).sum()), after - before
-    taken_up, window_s = arrived - growth, (end - half) / 1e9
+    # Those under way between prefill and decode at the start of the window may queue up on top of the arrivals.
+    taken_up, window_s = max(arrived - growth, 0), (end - half) / 1e9
     figures = {
         "window_s": window_s,
         "arrived": arrived,
@@ -82,7 +85,7 @@ def saturation(run: Run) -> dict[str, Any]:
         f"({figures['arrival_rate']:.4g} req/s arrive, {figures['taken_up_rate']:.4g} req/s are taken up)"
     )
     grows_still = after > level[at_quarter]
-    if grows_still and growth > 2 * math.sqrt(max(arrived + taken_up, 0)):
+    if grows_still and growth > 2 * math.sqrt(arrived + taken_up):
         verdict = f"saturated: the queue grows {by}; latencies depend on the length of the run"
         return {"saturated": True, "verdict": verdict, **figures}
     if grows_still and growth > 0 and level[at_quarter : at_end + 1].min() > 0:

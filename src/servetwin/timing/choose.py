@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from servetwin import catalog
-from servetwin.catalog import Device
+from servetwin.catalog import Device, profiles
 from servetwin.errors import InputError
 from servetwin.fabric.link import DeviceLink
 from servetwin.model import Architecture, Dtypes, Sharding, dtypes_of, load_architecture
-from servetwin.model.kernels import Collective, Operator
+from servetwin.model.kernels import Collective
 from servetwin.model.operators import operators
 from servetwin.scenario.schema import Pool, Scenario
+from servetwin.timing.graphs import capture_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.linear import LinearTimer
-from servetwin.timing.operators import OperatorTimer, Pricer, Source
+from servetwin.timing.kernels.tables import KernelTables
+from servetwin.timing.links import LinkSource
+from servetwin.timing.operators import OperatorTimer, Source
+from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.roofline import Roofline
 from servetwin.timing.shape import StepShape
+from servetwin.timing.silicon import Silicon
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
     arch = load_architecture(path if path.exists() else scenario.model)
     engine = pool.engine
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
-    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline)
+    degrees = pool.parallelism
+    sharding = Sharding(degrees.tensor, degrees.pipeline, 1, degrees.expert)
     device = catalog.device(pool.device)
     host = host_of(pool)
     if timing.source in ("auto", "profile"):
@@ -60,12 +66,31 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
         if profiled is not None:
             folder, new_timer, digest = profiled
             return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
-    if timing.source == "silicon":
-        raise InputError("is not available yet", field="timing.source", found="silicon", allowed="auto, profile, roofline")
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
-    sources: list[Source] = [_OfRoofline(Roofline(device, bandwidth), _link(pool, device))]
+    sources: list[Source] = []
+    hashes: dict[str, str] = {}
+    if timing.source in ("auto", "silicon"):
+        tables = _kernel_tables(device, required=timing.source == "silicon")
+        if tables is not None:
+            sources.append(Silicon(tables, sharding))
+            hashes[f"kernels {device.id}"] = profiles.profile_hash(tables.profile.profile.folder)
+    sources += [LinkSource(_link(pool, device)), Roofline(device, bandwidth)]
     found = operators(arch, dtypes, sharding)
-    return Pricing("roofline", lambda: OperatorTimer(found, sources), host)
+    assert engine.max_num_seqs is not None
+    padded = None
+    if device.kind == "gpu" and not engine.enforce_eager:
+        padded = padding(capture_sizes(engine.max_num_seqs, engine.num_speculative_tokens or 0))
+    name = " > ".join(source.name for source in sources)
+    return Pricing(name, lambda: OperatorTimer(found, sources, padded), host, hashes)
+
+
+def _kernel_tables(device: Device, required: bool) -> KernelTables | None:
+    try:
+        return KernelTables.for_device(device.id)
+    except InputError:
+        if required:
+            raise
+        return None
 
 
 def host_of(pool: Pool) -> HostOverhead:
@@ -77,9 +102,6 @@ def host_of(pool: Pool) -> HostOverhead:
 def _profiled(
     scenario: Scenario, pool: Pool, arch: Architecture, dtypes: Dtypes, sharding: Sharding, device: Device
 ) -> tuple[str, Callable[[], StepTimer], str] | None:
-    from servetwin.catalog import profiles
-    from servetwin.timing.profile import ProfileTimer
-
     wanted = scenario.timing.profile
     if wanted is not None:
         folder = profiles.by_id(wanted).folder
@@ -114,22 +136,6 @@ def _link(pool: Pool, device: Device) -> DeviceLink | None:
     if device.scale_up is None:
         return None
     return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns)
-
-
-class _OfRoofline:
-    """Kernels from the datasheet row, collectives from the link."""
-
-    def __init__(self, roofline: Roofline, link: DeviceLink | None) -> None:
-        self._roofline, self._link = roofline, link
-
-    def pricer(self, operator: Operator) -> Pricer:
-        if isinstance(operator, Collective):
-            link = self._link
-            if link is None:
-                raise InputError("the device has no link to others; give the pool a link", field="link")
-            return lambda shape: (link.collective_ns(operator, operator.count(shape)), "analytic")
-        roofline = self._roofline
-        return lambda shape: (roofline.ns(operator, shape), "assumed")
 
 
 class _WithCollectives:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from servetwin.errors import InputError
 from servetwin.model.kernels import Operator
 from servetwin.timing.ledger import KINDS, Ledger
 from servetwin.timing.shape import StepShape
@@ -12,113 +13,179 @@ from servetwin.timing.shape import StepShape
 Price = tuple[float, str]
 """Time of one call in ns, and the kind of knowledge behind it (a field of `Ledger`)."""
 
-Pricer = Callable[[StepShape], Price]
+Needs = Literal["rows", "prefills", "decodes", "step"]
+"""What an operator's time depends on: the rows it runs over; the prefills or the decodes of a step; all of it."""
+
+
+class RowPricer(Protocol):
+    def __call__(self, rows: int, /) -> Price: ...
+
+
+class PrefillPricer(Protocol):
+    def __call__(self, seqs: int, tokens: int, context: int, pairs: int, /) -> Price: ...
+
+
+class DecodePricer(Protocol):
+    def __call__(self, seqs: int, tokens: int, context: int, /) -> Price: ...
+
+
+class StepPricer(Protocol):
+    def __call__(self, shape: StepShape, /) -> Price: ...
+
+
+Pricer = Callable[..., Price]
+"""One of the above, by what `needs` says of the operator."""
 
 
 class Source(Protocol):
     """A source of operator prices on one device."""
 
+    name: str
+
     def pricer(self, operator: Operator) -> Pricer | None:
         """What prices `operator`, prepared once; None when this source does not know it."""
+
+
+def needs(operator: Operator) -> Needs:
+    """What the operator's time depends on, and so which kind of pricer it takes."""
+    match operator.kind:
+        case "context_attention" | "mla_context":
+            return "prefills"
+        case "generation_attention" | "mla_generation":
+            return "decodes"
+        case "linear_attention" | "indexer":
+            return "step"
+        case _:
+            return "rows"
+
+
+class _Part(NamedTuple):
+    operator: Operator
+    count: int
+    """calls in a step, over all layers and pipeline stages"""
+    pricer: Pricer
+    source: str
 
 
 class OperatorTimer:
     """Sums operators over a model's layers, all pipeline stages together.
 
     Operators that depend only on the number of tokens, or of logits, are priced once for each number; attention is
-    priced in each step. `padded(tokens)` is the number of tokens that the device computes for so many (CUDA graphs).
+    priced in each step. `padded(tokens, prefills)` is the number of tokens that the device computes (CUDA graphs).
     """
 
     def __init__(
         self,
         operators: Sequence[Operator],
         sources: Sequence[Source],
-        padded: Callable[[StepShape], int] | None = None,
+        padded: Callable[[int, int], int] | None = None,
     ) -> None:
         self.ledger = Ledger()
         self._padded = padded
-        self._parts: list[tuple[str, int, Operator, Pricer]] = []
+        self.parts: list[_Part] = []
         for operator in operators:
-            pricer = next((p for p in (source.pricer(operator) for source in sources) if p is not None), None)
-            assert pricer is not None, f"no source prices {operator.name}"
-            self._parts.append((_depends_on(operator), sum(operator.stages), operator, pricer))
-        self._by_tokens: dict[int, tuple[int, ...]] = {}
-        self._by_logits: dict[int, tuple[int, ...]] = {}
-        self._context = [(n, p) for kind, n, _, p in self._parts if kind == "context"]
-        self._generation = [(n, p) for kind, n, _, p in self._parts if kind == "generation"]
-        self._both = [(n, p) for kind, n, _, p in self._parts if kind == "both"]
+            for source in sources:
+                pricer = source.pricer(operator)
+                if pricer is not None:
+                    self.parts.append(_Part(operator, sum(operator.stages), pricer, source.name))
+                    break
+            else:
+                names = ", ".join(source.name for source in sources)
+                raise InputError(f"nothing prices the operator {operator.name}", field="timing.source", found=names)
+        self._on_tokens = self._of("rows", "tokens")
+        self._on_logits = self._of("rows", "logits")
+        self._on_prefills, self._on_decodes, self._on_step = map(self._of, ("prefills", "decodes", "step"))
+        self._token_shares: dict[int, tuple[int, ...]] = {}
+        self._logit_shares: dict[int, tuple[int, ...]] = {}
+
+    def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[int, Pricer]]:
+        return [
+            (part.count, part.pricer)
+            for part in self.parts
+            if needs(part.operator) == kind and rows in (None, part.operator.rows)
+        ]
 
     def step_ns(self, shape: StepShape) -> int:
-        shares = self._shares(shape)
-        self.ledger.add(shares)
+        prefills, new, old, pairs, decodes, decoded, context, _, _ = shape
+        tokens, logits = new + decoded, prefills + decoded
+        if self._padded is not None:
+            tokens = self._padded(tokens, prefills)
+        dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
+        head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+        shares = [a + b for a, b in zip(dense, head, strict=True)]
+        if prefills:
+            for count, pricer in self._on_prefills:
+                ns, how = pricer(prefills, new, old, pairs)
+                shares[_INDEX[how]] += int(ns * count)
+        if decodes:
+            for count, pricer in self._on_decodes:
+                ns, how = pricer(decodes, decoded, context)
+                shares[_INDEX[how]] += int(ns * count)
+        for count, pricer in self._on_step:
+            ns, how = pricer(shape)
+            shares[_INDEX[how]] += int(ns * count)
+        ledger = self.ledger
+        ledger.measured += shares[0]
+        ledger.interpolated += shares[1]
+        ledger.extrapolated += shares[2]
+        ledger.analytic += shares[3]
+        ledger.assumed += shares[4]
         return sum(shares)
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        return [self.step_ns(shape.later(i)) for i in range(steps)]
+        if shape.prefill_seqs or self._on_step:
+            return [self.step_ns(shape.later(i)) for i in range(steps)]
+        seqs, tokens, context = shape.decode_seqs, shape.decode_tokens, shape.decode_context
+        rows = tokens if self._padded is None else self._padded(tokens, 0)
+        dense = self._token_shares.get(rows) or self._rows(self._token_shares, self._on_tokens, rows)
+        head = self._logit_shares.get(tokens) or self._rows(self._logit_shares, self._on_logits, tokens)
+        fixed = [a + b for a, b in zip(dense, head, strict=True)]
+        total, shares, durations = sum(fixed), [0] * len(KINDS), []
+        for _ in range(steps):
+            duration = total
+            for count, pricer in self._on_decodes:
+                ns, how = pricer(seqs, tokens, context)
+                whole = int(ns * count)
+                shares[_INDEX[how]] += whole
+                duration += whole
+            durations.append(duration)
+            context += seqs
+        self.ledger.add(tuple(a * steps + b for a, b in zip(fixed, shares, strict=True)))
+        return durations
 
-    def explain(self, shape: StepShape) -> list[tuple[str, int, str]]:
-        """(operator, ns over all layers, kind of knowledge) of every operator of the step, in order."""
+    def explain(self, shape: StepShape) -> list[tuple[str, int, str, str]]:
+        """(operator, ns over all layers, kind of knowledge, source) of every operator of the step; the ns add up to
+        `step_ns`."""
         rows = []
-        for kind, count, operator, pricer in self._parts:
-            wide = self._wide(shape) if kind == "tokens" else shape
-            if (kind == "context" and not shape.prefill_seqs) or (kind == "generation" and not shape.decode_seqs):
-                continue
-            ns, how = pricer(wide)
-            rows.append((operator.name, round(ns * count), how))
+        for operator, count, pricer, source in self.parts:
+            match needs(operator):
+                case "rows":
+                    size = shape.logits if operator.rows == "logits" else shape.tokens
+                    if operator.rows == "tokens" and self._padded is not None:
+                        size = self._padded(size, shape.prefill_seqs)
+                    ns, how = pricer(size)
+                case "prefills":
+                    if not shape.prefill_seqs:
+                        continue
+                    ns, how = pricer(*shape[:4])
+                case "decodes":
+                    if not shape.decode_seqs:
+                        continue
+                    ns, how = pricer(*shape[4:7])
+                case "step":
+                    ns, how = pricer(shape)
+            rows.append((operator.name, int(ns * count), how, source))
         return rows
 
-    def _wide(self, shape: StepShape) -> StepShape:
-        """The shape with the tokens that padding adds, as decodes without context."""
-        if self._padded is None:
-            return shape
-        more = self._padded(shape) - shape.tokens
-        return shape._replace(decode_tokens=shape.decode_tokens + more) if more else shape
-
-    def _shares(self, shape: StepShape) -> tuple[int, ...]:
-        """ns by kind of knowledge."""
-        wide = self._wide(shape)
-        tokens, logits = wide.tokens, shape.logits
-        dense = self._by_tokens.get(tokens)
-        if dense is None:
-            dense = self._by_tokens[tokens] = self._sum("tokens", wide)
-        head = self._by_logits.get(logits)
-        if head is None:
-            head = self._by_logits[logits] = self._sum("logits", shape)
-        shares = [a + b for a, b in zip(dense, head, strict=True)]
-        running = list(self._both)
-        if shape.prefill_seqs:
-            running += self._context
-        if shape.decode_seqs:
-            running += self._generation
-        for count, pricer in running:
-            ns, how = pricer(shape)
-            shares[_INDEX[how]] += round(ns * count)
-        if not any(shares):
-            shares[-1] = 1
-        return tuple(shares)
-
-    def _sum(self, kind: str, shape: StepShape) -> tuple[int, ...]:
+    def _rows(self, known: dict[int, tuple[int, ...]], parts: list[tuple[int, Pricer]], rows: int) -> tuple[int, ...]:
         shares = [0] * len(KINDS)
-        for depends, count, _, pricer in self._parts:
-            if depends == kind:
-                ns, how = pricer(shape)
-                shares[_INDEX[how]] += round(ns * count)
-        return tuple(shares)
+        for count, pricer in parts:
+            ns, how = pricer(rows)
+            shares[_INDEX[how]] += int(ns * count)
+        if not any(shares):
+            shares[-1] = 1  # a step takes at least 1 ns
+        found = known[rows] = tuple(shares)
+        return found
 
 
 _INDEX = {kind: i for i, kind in enumerate(KINDS)}
-
-
-def _depends_on(operator: Operator) -> str:
-    """What the operator's time is a function of."""
-    match operator.kind:
-        case "context_attention" | "mla_context":
-            return "context"
-        case "generation_attention" | "mla_generation":
-            return "generation"
-        case "linear_attention" | "indexer":
-            return "both"
-        case _:
-            return "logits" if operator.rows == "logits" else "tokens"
-
-

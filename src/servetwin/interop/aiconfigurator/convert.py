@@ -15,6 +15,7 @@ from servetwin.catalog.profiles import HEADER, SCHEMA
 from servetwin.errors import InputError, nearest
 from servetwin.interop.aiconfigurator.clean import WIGGLE, holes, monotone, must_clean, to_nanoseconds, wiggle
 from servetwin.interop.aiconfigurator.errors import leave_one_out
+from servetwin.interop.aiconfigurator.host import host_entry
 from servetwin.interop.aiconfigurator.sources import DEVICES, VERSION, VLLM, VLLM_DEFAULT, Raw, Wheel
 from servetwin.timing.kernels.profile import LAYOUTS, Columns, Device
 
@@ -43,7 +44,14 @@ def _convert_system(wheel: Wheel, system: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     peak = _peak(wheel.system(system))
     device = Device(DEVICES[system], **peak)
-    tables = {raw.name: _convert_table(raw, device, folder) for raw in wheel.tables(system)}
+    tables: dict[str, dict[str, Any]] = {}
+    kept: dict[str, Columns] = {}
+    for raw in wheel.tables(system):
+        kept[raw.name], tables[raw.name] = _convert_table(raw, device, folder)
+        host = host_entry(raw.name, kept[raw.name], kept) if raw.kind == "gemm" else None
+        if host is not None:
+            tables[raw.name]["quality"]["flags"].append("host_bound")
+            tables[raw.name]["host"] = host
     header = {
         "schema": SCHEMA,
         "kind": "kernels",
@@ -67,7 +75,7 @@ def _convert_system(wheel: Wheel, system: str, folder: Path) -> Path:
     return folder
 
 
-def _convert_table(raw: Raw, device: Device, folder: Path) -> dict[str, Any]:
+def _convert_table(raw: Raw, device: Device, folder: Path) -> tuple[Columns, dict[str, Any]]:
     columns, merged = to_nanoseconds(raw.path, raw.kind, raw.columns)
     before = wiggle(raw.kind, columns)
     measured = columns["ns"]
@@ -78,7 +86,7 @@ def _convert_table(raw: Raw, device: Device, folder: Path) -> dict[str, Any]:
     dtype = raw.name.removeprefix(f"{raw.kind}_")
     file = f"{raw.name}.parquet"
     _write(folder / file, raw.kind, columns)
-    return {
+    return columns, {
         "kind": raw.kind,
         "file": file,
         "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),

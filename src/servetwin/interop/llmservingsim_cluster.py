@@ -1,0 +1,224 @@
+"""The cluster file of LLMServingSim 2.0, as far as it describes a single engine.
+
+Everything else that such a file can say is refused by its name; nothing in it is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from servetwin.catalog.fields import Fields, count, text
+from servetwin.errors import InputError
+from servetwin.interop.llmservingsim_options import ENGINE, MEMORY_SHARE, REFUSED_SWITCHES, number, share, switch
+
+GIB = 1 << 30
+"""That project's unit of memory sizes and of link bandwidths; bandwidths of memories are in 1e9 B/s."""
+INSTANCE = "nodes[0].instances[0]"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One engine and its hardware."""
+
+    model: str
+    hardware: str
+    memory: int
+    """bytes of one device"""
+    memory_bandwidth: float
+    """B/s of one device"""
+    tensor: int
+    pipeline: int
+    expert: int | None
+    """None: as that project infers it"""
+    link_bandwidth: float
+    """B/s in one direction"""
+    link_latency: int
+    """ns"""
+    engine: Mapping[str, Any]
+    """options of its own, which override flags"""
+
+
+def json_fields(path: Path, content: str | None = None, field: str | None = None) -> Fields:
+    """The JSON object in the file `path`, or in `content`, a part of it. Raises InputError when it is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8") if content is None else content)
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path)) from None
+    except json.JSONDecodeError as error:
+        place = field or f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"not JSON: {error.msg}", where=str(path), field=place) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}", where=str(path), field=field) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if not isinstance(data, dict):
+        message = "not a JSON object"
+        raise InputError(message, where=str(path), field=field, found=type(data).__name__, allowed="a JSON object")
+    return Fields(data, str(path))
+
+
+def read_cluster(path: Path) -> Instance:
+    """The only instance of the cluster file `path`.
+
+    Raises InputError for what is wrong in the file, and for features that cannot be imported, all of them by name.
+    """
+    top = json_fields(path)
+    refused: list[str] = []
+    nodes = top.get("nodes", _objects)
+    _same_number(top, "num_nodes", len(nodes), "nodes")
+    instances: list[tuple[str, dict[str, Any]]] = []
+    for index, data in enumerate(nodes):
+        node = Fields(data, str(path), f"nodes[{index}]")
+        found = node.get("instances", _objects)
+        _same_number(node, "num_instances", len(found), "instances")
+        instances += [(f"{node.path}.instances[{i}]", instance) for i, instance in enumerate(found)]
+        _read_host_memory(node, refused)
+        if node.has("power"):
+            refused.append(f"{node.path}.power")
+        node.done()
+    if len(nodes) > 1:
+        refused.append(f"num_nodes {len(nodes)}")
+    if len(instances) > 1:
+        refused.append(f"{len(instances)} instances")
+    if top.has("cxl_mem"):
+        refused.append("cxl_mem")
+    links = top.get("link_bw", _numbers), top.get("link_latency", _numbers)
+    top.done()
+    read = [_read_instance(Fields(data, str(path), place), refused) for place, data in instances]
+    if refused:
+        message = "only a single engine can be imported, without: " + ", ".join(refused)
+        raise InputError(message, where=str(path))
+    tensor, pipeline = read[0]["tensor"], read[0]["pipeline"]
+    dimensions = (tensor > 1) + (pipeline > 1) or 1
+    bandwidth, latency = (
+        _one_link(name, values, dimensions, path)
+        for name, values in zip(("link_bw", "link_latency"), links, strict=True)
+    )
+    if not bandwidth:
+        raise InputError("must be more than 0", where=str(path), field="link_bw", found=bandwidth)
+    return Instance(**read[0], link_bandwidth=bandwidth * GIB, link_latency=round(latency))
+
+
+def _read_host_memory(node: Fields, refused: list[str]) -> None:
+    """Host memory holds nothing in what can be imported; it is only checked."""
+    host = Fields(node.get("cpu_mem", lambda data: data), node.where, f"{node.path}.cpu_mem")
+    pim = host.has("pim_config")
+    if pim:
+        refused.append(f"{host.path}.pim_config")
+    host.get("mem_size", number)
+    for name in ("mem_bw", "mem_latency"):
+        value = host.maybe(name, number, 0.0) if pim else host.get(name, number)
+        if name == "mem_latency" and value:
+            refused.append(f"{host.path}.mem_latency {value:g}")
+    host.done()
+
+
+def _read_instance(fields: Fields, refused: list[str]) -> dict[str, Any]:
+    memory = Fields(fields.get("npu_mem", lambda data: data), fields.where, f"{fields.path}.npu_mem")
+    engine = {name: fields.get(name, read) for name, (read, _) in ENGINE.items() if fields.has(name)}
+    result = {
+        "model": fields.get("model_name", text),
+        "hardware": fields.get("hardware", text),
+        "memory": int(memory.get("mem_size", _positive) * GIB),
+        "memory_bandwidth": memory.get("mem_bw", _positive) * 1e9,
+        "expert": fields.maybe("ep_size", count, None),
+        "engine": engine,
+    }
+    if memory.has("mem_util"):
+        engine[MEMORY_SHARE] = memory.get("mem_util", share)
+    if latency := memory.get("mem_latency", number):
+        refused.append(f"{memory.path}.mem_latency {latency:g}")
+    memory.done()
+    result["tensor"], result["pipeline"] = _parallelism(fields)
+    for name in ("pd_type", "dp_group"):
+        if fields.has(name):
+            refused.append(f"{fields.path}.{name} {fields.get(name, text)!r}")
+    if (result["expert"] or 1) > 1:
+        refused.append(f"{fields.path}.ep_size {result['expert']}")
+    if fields.has("placement"):
+        refused += _elsewhere(fields.get("placement", lambda data: data), fields)
+    refused += [f"{fields.path}.{name}" for name in REFUSED_SWITCHES if fields.maybe(name, switch, False)]
+    fields.maybe("enable_block_copy", switch, True)
+    fields.done()
+    return result
+
+
+def _parallelism(fields: Fields) -> tuple[int, int]:
+    """Tensor and pipeline degree, inferred from what is given as that project does."""
+    names = ("num_npus", "tp_size", "pp_size")
+    devices, tensor, stages = (fields.maybe(name, count, None) for name in names)
+    if devices is not None and tensor is not None:
+        if devices % tensor or stages not in (None, devices // tensor):
+            product = f"num_npus = tp_size x pp_size ({tensor} x {stages or 'a whole number'})"
+            raise InputError("does not fit", where=fields.where, field=f"{fields.path}.num_npus", found=devices, allowed=product)
+        return tensor, devices // tensor
+    stages = stages or 1
+    if devices is not None:
+        if devices % stages:
+            message = f"cannot be split into {stages} pipeline stages"
+            raise InputError(message, where=fields.where, field=f"{fields.path}.num_npus", found=devices)
+        return devices // stages, stages
+    return tensor or 1, stages
+
+
+def _elsewhere(placement: object, fields: Fields) -> list[str]:
+    """What the placement keeps anywhere but in the device's own memory (KV blocks are evicted to nowhere: the place
+    named for it is used with a second tier only)."""
+    at = f"{fields.path}.placement"
+    parts = Fields(placement, fields.where, at)
+    rules = [("default", parts.maybe("default", lambda data: data, {}))]
+    rules += [(f"blocks[{i}]", rule) for i, rule in enumerate(parts.maybe("blocks", _objects, []))]
+    layers = Fields(parts.maybe("layers", lambda data: data, {}), fields.where, f"{at}.layers")
+    rules += [(f"layers.{name}", rule) for name, rule in layers.rest().items()]
+    parts.done()
+    found = []
+    for name, data in rules:
+        rule = Fields(data, fields.where, f"{at}.{name}")
+        for key, own in (("weights", ("npu",)), ("kv_loc", ("npu",)), ("kv_evict_loc", ("cpu", "npu"))):
+            place = rule.maybe(key, text, own[0])
+            if place not in own:
+                found.append(f"{rule.path}.{key} {place!r}")
+        if name.startswith("blocks["):
+            rule.has("blocks")
+        rule.done()
+    return found
+
+
+def _one_link(name: str, values: list[float] | float, dimensions: int, path: Path) -> float:
+    if not isinstance(values, list):
+        return values
+    if len(values) != dimensions:
+        allowed = f"one number, or a list of {dimensions}"
+        raise InputError("has the wrong length", where=str(path), field=name, found=values, allowed=allowed)
+    if len(set(values)) > 1:
+        message = "cannot be imported: links that differ between the dimensions of one engine"
+        raise InputError(message, where=str(path), field=name, found=values, allowed="equal numbers")
+    return values[0]
+
+
+def _same_number(fields: Fields, name: str, items: int, of: str) -> None:
+    stated = fields.get(name, count)
+    if stated != items:
+        at = f"{fields.path}.{name}" if fields.path else name
+        allowed = f"{items}, the length of {of}"
+        raise InputError("is wrong", where=fields.where, field=at, found=stated, allowed=allowed)
+
+
+def _objects(value: object) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise InputError("must be a list with at least one entry", found=value)
+    return value
+
+
+def _numbers(value: object) -> list[float] | float:
+    return [number(item) for item in value] if isinstance(value, list) else number(value)
+
+
+def _positive(value: object) -> float:
+    if not (result := number(value)):
+        raise InputError("must be more than 0", found=value)
+    return result
