@@ -388,3 +388,11 @@ print(spent, *sorted(tables.profile._columns))
     ]
     assert runs[0][1:] == ["context_attention_bf16", "gemm_bf16", "generation_attention_bf16"]
     assert min(float(run[0]) for run in runs) < 0.08
+
+
+def test_a_streaming_kernel_costs_less_than_the_rule_when_small_and_its_bytes_when_large(h200: KernelTables) -> None:
+    curve = h200.streaming_curve()
+    assert curve is not None
+    assert curve.shape_how == "extrapolated"
+    assert 1500 < curve.ns(1000) < h200.elementwise_ns(1000)
+    assert curve.ns(1e9) == pytest.approx(1e9 / h200.device.memory_bandwidth * 1e9, rel=0.25)

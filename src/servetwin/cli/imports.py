@@ -26,9 +26,8 @@ def llmservingsim(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the scenario file.")] = False,
 ) -> None:
     """Turn a cluster file of LLMServingSim into a scenario."""
-    from servetwin.interop.llmservingsim import import_cluster
-
     from servetwin.errors import InputError
+    from servetwin.interop.llmservingsim import import_cluster
 
     if output.exists() and not overwrite:
         raise InputError("the file is there already", where=str(output), allowed="another file, or --overwrite")

@@ -98,12 +98,11 @@ def _simulate(
     overwrite: bool,
     format_: str,
 ) -> None:
-    from servetwin.simulation import simulate
-
     from servetwin.cli.progress import Progress
     from servetwin.results.files import write_run
     from servetwin.results.metrics import summarize
     from servetwin.scenario.load import naming_flag
+    from servetwin.simulation import simulate
 
     try:
         with Progress() as progress:

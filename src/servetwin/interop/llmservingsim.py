@@ -7,26 +7,23 @@ file, the flags or a recorded run ask for is refused by its name.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from servetwin import catalog
 from servetwin.catalog import profiles
-from servetwin.catalog.fields import Fields
 from servetwin.catalog.units import format_bytes, format_duration, format_rate
-from servetwin.errors import InputError, nearest
+from servetwin.errors import InputError
 from servetwin.interop.llmservingsim_bench import Bench, queued, read_bench
-from servetwin.interop.llmservingsim_cluster import INSTANCE, Instance, json_fields, read_cluster
-from servetwin.interop.llmservingsim_options import ENGINE, MEMORY_SHARE, WHERE, Flags, read_flags
+from servetwin.interop.llmservingsim_cluster import INSTANCE, Instance, read_cluster
+from servetwin.interop.llmservingsim_engine import SHORT, check_experts, check_run, engine_options, read_model
+from servetwin.interop.llmservingsim_options import WHERE, Flags, read_flags
 from servetwin.interop.llmservingsim_profile import import_profile
-from servetwin.model import load_architecture
 from servetwin.scenario import document
-from servetwin.scenario.defaults import longest_sequence
 from servetwin.scenario.load import from_data
 from servetwin.scenario.resolve import resolve
 from servetwin.scenario.schema import Scenario
@@ -34,25 +31,11 @@ from servetwin.workload import write_workload
 from servetwin.workload.readers import read_trace
 from servetwin.workload.table import RequestTable
 
-ENGINE_VERSION = "vllm-0.19"
-"""The vLLM whose scheduler that project follows."""
-SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "fp8": "fp8", "int8": "int8"}
+T = TypeVar("T")
+
 ROUTING = {"LOAD": "least_loaded", "RR": "round_robin", "RAND": "random"}
 DEFAULT_REQUESTS = (16, 64, 64)
 """What it replays without a data set: requests, all at once, prompt tokens, output tokens."""
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model as the repository describes it. `reference` is what a scenario calls it."""
-
-    path: Path
-    reference: str
-    layers: int
-    longest: int
-    experts: bool
-    dtype: str
 
 
 def import_cluster(
@@ -71,12 +54,12 @@ def import_cluster(
     _check_cluster_flag(given, cluster, repo)
     instance = read_cluster(cluster)
     run = None if bench is None else read_bench(bench)
-    model = _model(instance, repo, cluster)
-    _check_experts(instance, given, model, cluster)
+    model = read_model(instance, repo, cluster)
+    check_experts(instance, given, model, cluster)
     if run is not None:
-        _check_run(run, instance, cluster)
+        check_run(run, instance, cluster)
     device = _at(lambda: catalog.device(instance.hardware), cluster, f"{INSTANCE}.hardware")
-    engine, dtype, kv_dtype = _engine(instance, given, run, model, cluster)
+    engine, dtype, kv_dtype = engine_options(instance, given, run, model, cluster)
     variant = SHORT[dtype] + ("" if kv_dtype == "auto" else f"-kv{kv_dtype}")
     table, notes = _requests(workload, given, run, repo)
     profile = _profile(repo, instance, variant, device.id, model.layers)
@@ -127,121 +110,7 @@ def _check_cluster_flag(given: Flags, cluster: Path, repo: Path) -> None:
         raise InputError(message, where=WHERE, field=flag, found=named, allowed=str(cluster))
 
 
-def _model(instance: Instance, repo: Path, cluster: Path) -> _Model:
-    folder = repo / "configs" / "model"
-    name = instance.model
-    path = folder / f"{name}.json"
-    if ".." in name or not _NAME.fullmatch(name) or not path.is_file():
-        names = sorted(found.relative_to(folder).with_suffix("").as_posix() for found in folder.glob("*/*.json"))
-        raise InputError(
-            f"no such model configuration in {folder}",
-            where=str(cluster),
-            field=f"{INSTANCE}.model_name",
-            found=name,
-            allowed=", ".join(names) or "a file <model_name>.json there",
-            hint=nearest(name, names),
-        )
-    config = json_fields(path).rest()
-    arch = load_architecture(path)
-    longest = longest_sequence(config)
-    try:
-        entry = catalog.model(name)
-    except InputError:
-        known = False
-    else:
-        known = load_architecture(entry.id) == arch and longest_sequence(entry.config) == longest
-    return _Model(
-        path=path,
-        reference=entry.id if known else str(path.resolve()),
-        layers=len(arch.layers),
-        longest=longest,
-        experts="num_experts" in config or "num_local_experts" in config,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch."),
-    )
-
-
-def _check_experts(instance: Instance, given: Flags, model: _Model, cluster: Path) -> None:
-    """What that project does with the experts of a model, beyond what a single engine without it shows."""
-    if not model.experts:
-        return
-    if given.expert_routing != "BALANCED":
-        raise InputError("cannot be imported", where=WHERE, field="--expert-routing-policy", found=given.expert_routing)
-    if instance.expert is None and instance.tensor > 1:
-        message = "cannot be imported: expert parallelism, which a model with experts gets of tp_size"
-        field, allowed = f"{INSTANCE}.ep_size", "ep_size: 1"
-        raise InputError(message, where=str(cluster), field=field, found=instance.tensor, allowed=allowed)
-
-
-def _check_run(run: Bench, instance: Instance, cluster: Path) -> None:
-    of_run = {"model_name": run.model, "tp_size": run.tensor, "pp_size": run.pipeline}
-    of_file = {"model_name": instance.model, "tp_size": instance.tensor, "pp_size": instance.pipeline}
-    for name, found in of_file.items():
-        if found != of_run[name]:
-            message = f"is not what the run in {run.where} had"
-            field, allowed = f"{INSTANCE}.{name}", str(of_run[name])
-            raise InputError(message, where=str(cluster), field=field, found=found, allowed=allowed)
-
-
-def _engine(
-    instance: Instance, given: Flags, run: Bench | None, model: _Model, cluster: Path
-) -> tuple[dict[str, Any], str, str]:
-    """The options of the engine, and the dtypes of weights and KV cache as that project names them."""
-    settings: dict[str, Any] = {name: default for name, (_, default) in ENGINE.items()} | {MEMORY_SHARE: 0.9}
-    settings |= given.engine | dict(instance.engine)
-    if settings["max_num_batched_tokens"] == 0 or settings["max_num_batched_tokens"] > model.longest:
-        settings["max_num_batched_tokens"] = model.longest
-    if run is not None:
-        _check_settings(run, settings, given, instance, cluster)
-        settings |= run.settings
-    dtype, kv_dtype = settings.pop("dtype") or model.dtype, settings.pop("kv_cache_dtype")
-    if dtype not in SHORT:
-        message, allowed = "unknown number format", ", ".join(SHORT)
-        raise InputError(message, where=str(model.path), field="torch_dtype", found=dtype, allowed=allowed)
-    options: dict[str, Any] = {"version": _version(run)}
-    options |= {"quantization": dtype} if dtype in ("fp8", "int8") else {"dtype": dtype}
-    options |= {"kv_cache_dtype": kv_dtype} if kv_dtype != "auto" else {}
-    options["gpu_memory_utilization"] = settings.pop(MEMORY_SHARE)
-    options["scheduler_reserve_full_isl"] = settings.pop("reserve_full_isl")
-    if run is not None and run.blocks is not None:
-        options["num_gpu_blocks_override"] = run.blocks
-    return options | settings, dtype, kv_dtype
-
-
-def _check_settings(
-    run: Bench, settings: Mapping[str, Any], given: Flags, instance: Instance, cluster: Path
-) -> None:
-    """Refuse a flag or a field that contradicts the run. The share of memory may differ: in that project it is chosen
-    to arrive at the real number of KV blocks."""
-    for name, real in run.settings.items():
-        if name == MEMORY_SHARE or settings.get(name) == real:
-            continue
-        for where, explicit, field in (
-            (str(cluster), instance.engine, f"{INSTANCE}.{name}"),
-            (WHERE, given.engine, "--" + name.replace("_", "-")),
-        ):
-            if name in explicit:
-                message = f"is not what the run in {run.where} had"
-                raise InputError(message, where=where, field=field, found=explicit[name], allowed=str(real))
-
-
-def _version(run: Bench | None) -> str:
-    """The catalogue's entry for the vLLM of the run: the newest that is not newer than it."""
-    if run is None or run.version is None:
-        return ENGINE_VERSION
-    match = re.match(r"v?([0-9]+)\.([0-9]+)", run.version)
-    if match is None:
-        raise InputError("not a version", where=run.where, field="vllm_version", found=run.version, allowed="0.19.0")
-    known = {tuple(map(int, re.findall("[0-9]+", name))): name for name in catalog.names("engines")}
-    older = [release for release in known if release <= (int(match[1]), int(match[2]))]
-    if not older:
-        message, allowed = "is older than every version that is known", ", ".join(known.values())
-        raise InputError(message, where=run.where, field="vllm_version", found=run.version, allowed=allowed)
-    return known[max(older)]
-
-
-def _requests(
-    workload: Path | None, given: Flags, run: Bench | None, repo: Path
-) -> tuple[RequestTable, list[str]]:
+def _requests(workload: Path | None, given: Flags, run: Bench | None, repo: Path) -> tuple[RequestTable, list[str]]:
     """The requests to replay, and what is to be said about them."""
     path = _workload_path(workload, given, run, repo)
     if path is None:
@@ -249,8 +118,8 @@ def _requests(
             raise InputError("names no workload", where=run.where, field="dataset_path", allowed="give --workload FILE")
         rows, prompt, output = DEFAULT_REQUESTS
         rows = min(rows, given.requests or rows)
-        lengths = (np.full(rows, tokens, np.int64) for tokens in (prompt, output))
-        table = RequestTable(np.zeros(rows, np.int64), *lengths)
+        arrival = np.zeros(rows, np.int64)
+        table = RequestTable(arrival, np.full(rows, prompt, np.int64), np.full(rows, output, np.int64))
         return table, [f"No workload was named: {rows} equal requests at once, which that project then replays."]
     table = read_trace(path, "llmservingsim")
     notes = [f"Workload: {path.name}."]
@@ -313,7 +182,7 @@ def _made_from(place: Path, bundle: Path, degrees: list[int], layers: int) -> bo
         return False
     try:
         profile = profiles.read_profile(place)
-        sources = Fields(profile.data, str(place)).get("provenance", dict)["sources"]
+        sources = profile.data["provenance"]["sources"]
         for name in profile.tables:
             profile.table(name)
         same = all(hashlib.sha256((bundle / name).read_bytes()).hexdigest() == sources[name] for name in sources)
@@ -331,7 +200,7 @@ def _flag_notes(flags: str, given: Flags) -> list[str]:
     return notes
 
 
-def _at(look_up: Any, cluster: Path, field: str | None = None) -> Any:
+def _at(look_up: Callable[[], T], cluster: Path, field: str | None = None) -> T:
     try:
         return look_up()
     except InputError as error:

@@ -33,6 +33,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 """vLLM's name of a setting -> the name used in the import, and how it is read."""
 _KWARGS = {
     **_SETTINGS,
+    "scheduling_policy": _SETTINGS["policy"],
     "dtype": ("dtype", lambda value: None if value == "auto" else dtype(value)),
     "kv_cache_dtype": ("kv_cache_dtype", kv_dtype),
 }
@@ -133,11 +134,10 @@ def _settings(fields: Fields, names: Mapping[str, tuple[str, Callable[[Any], Any
 
 def _resolved(meta: Fields) -> list[Fields]:
     """`resolved_config` and the sections in it: the engine's whole configuration, where the run recorded it."""
-    whole_config = meta.maybe("resolved_config", lambda data: data, {})
     at = "resolved_config"
-    sections = whole_config.items() if isinstance(whole_config, dict) else ()
-    parts = [Fields(part, meta.where, f"{at}.{name}") for name, part in sections if isinstance(part, dict)]
-    return [Fields(whole_config, meta.where, at), *parts]
+    everything = meta.maybe_group(at) or Fields({}, meta.where, at)
+    sections = ((name, part) for name, part in everything.rest().items() if isinstance(part, dict))
+    return [everything, *(Fields(part, meta.where, f"{at}.{name}") for name, part in sections)]
 
 
 def _rows(path: Path) -> dict[int, tuple[int, int, float]]:

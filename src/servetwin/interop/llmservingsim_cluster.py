@@ -105,7 +105,7 @@ def read_cluster(path: Path) -> Instance:
 
 def _read_host_memory(node: Fields, refused: list[str]) -> None:
     """Host memory holds nothing in what can be imported; it is only checked."""
-    host = Fields(node.get("cpu_mem", lambda data: data), node.where, f"{node.path}.cpu_mem")
+    host = Fields(node.get("cpu_mem", _any), node.where, f"{node.path}.cpu_mem")
     pim = host.has("pim_config")
     if pim:
         refused.append(f"{host.path}.pim_config")
@@ -118,14 +118,15 @@ def _read_host_memory(node: Fields, refused: list[str]) -> None:
 
 
 def _read_instance(fields: Fields, refused: list[str]) -> dict[str, Any]:
-    memory = Fields(fields.get("npu_mem", lambda data: data), fields.where, f"{fields.path}.npu_mem")
+    memory = Fields(fields.get("npu_mem", _any), fields.where, f"{fields.path}.npu_mem")
     engine = {name: fields.get(name, read) for name, (read, _) in ENGINE.items() if fields.has(name)}
-    result = {
+    experts = fields.maybe("ep_size", count, None)
+    result: dict[str, Any] = {
         "model": fields.get("model_name", text),
         "hardware": fields.get("hardware", text),
         "memory": int(memory.get("mem_size", _positive) * GIB),
         "memory_bandwidth": memory.get("mem_bw", _positive) * 1e9,
-        "expert": fields.maybe("ep_size", count, None),
+        "expert": experts,
         "engine": engine,
     }
     if memory.has("mem_util"):
@@ -134,13 +135,12 @@ def _read_instance(fields: Fields, refused: list[str]) -> dict[str, Any]:
         refused.append(f"{memory.path}.mem_latency {latency:g}")
     memory.done()
     result["tensor"], result["pipeline"] = _parallelism(fields)
-    for name in ("pd_type", "dp_group"):
-        if fields.has(name):
-            refused.append(f"{fields.path}.{name} {fields.get(name, text)!r}")
-    if (result["expert"] or 1) > 1:
-        refused.append(f"{fields.path}.ep_size {result['expert']}")
-    if fields.has("placement"):
-        refused += _elsewhere(fields.get("placement", lambda data: data), fields)
+    given = {name: fields.get(name, text) for name in ("pd_type", "dp_group") if fields.has(name)}
+    refused += [f"{fields.path}.{name} {value!r}" for name, value in given.items()]
+    if experts is not None and experts > 1:
+        refused.append(f"{fields.path}.ep_size {experts}")
+    if fields.has("placement") and (places := _elsewhere(fields.get("placement", _any), fields)):
+        refused.append(f"{fields.path}.placement at {', '.join(sorted(places))}")
     refused += [f"{fields.path}.{name}" for name in REFUSED_SWITCHES if fields.maybe(name, switch, False)]
     fields.maybe("enable_block_copy", switch, True)
     fields.done()
@@ -153,8 +153,9 @@ def _parallelism(fields: Fields) -> tuple[int, int]:
     devices, tensor, stages = (fields.maybe(name, count, None) for name in names)
     if devices is not None and tensor is not None:
         if devices % tensor or stages not in (None, devices // tensor):
-            product = f"num_npus = tp_size x pp_size ({tensor} x {stages or 'a whole number'})"
-            raise InputError("does not fit", where=fields.where, field=f"{fields.path}.num_npus", found=devices, allowed=product)
+            message, allowed = "does not fit", f"tp_size x pp_size ({tensor} x {stages or 'a whole number'})"
+            field = f"{fields.path}.num_npus"
+            raise InputError(message, where=fields.where, field=field, found=devices, allowed=allowed)
         return tensor, devices // tensor
     stages = stages or 1
     if devices is not None:
@@ -165,25 +166,25 @@ def _parallelism(fields: Fields) -> tuple[int, int]:
     return tensor or 1, stages
 
 
-def _elsewhere(placement: object, fields: Fields) -> list[str]:
-    """What the placement keeps anywhere but in the device's own memory (KV blocks are evicted to nowhere: the place
-    named for it is used with a second tier only)."""
+def _elsewhere(placement: object, fields: Fields) -> set[str]:
+    """Where the placement keeps weights or KV blocks, other than in the device's own memory.
+
+    (Where KV blocks are evicted to only matters with a second tier, so the default, `cpu`, is no other place.)
+    """
     at = f"{fields.path}.placement"
     parts = Fields(placement, fields.where, at)
-    rules = [("default", parts.maybe("default", lambda data: data, {}))]
+    rules: list[tuple[str, Any]] = [("default", parts.maybe("default", _any, {}))]
     rules += [(f"blocks[{i}]", rule) for i, rule in enumerate(parts.maybe("blocks", _objects, []))]
-    layers = Fields(parts.maybe("layers", lambda data: data, {}), fields.where, f"{at}.layers")
+    layers = Fields(parts.maybe("layers", _any, {}), fields.where, f"{at}.layers")
     rules += [(f"layers.{name}", rule) for name, rule in layers.rest().items()]
     parts.done()
-    found = []
+    found = set()
     for name, data in rules:
         rule = Fields(data, fields.where, f"{at}.{name}")
-        for key, own in (("weights", ("npu",)), ("kv_loc", ("npu",)), ("kv_evict_loc", ("cpu", "npu"))):
-            place = rule.maybe(key, text, own[0])
-            if place not in own:
-                found.append(f"{rule.path}.{key} {place!r}")
+        found |= {rule.maybe("weights", text, "npu"), rule.maybe("kv_loc", text, "npu")} - {"npu"}
+        found |= {rule.maybe("kv_evict_loc", text, "cpu")} - {"cpu", "npu"}
         if name.startswith("blocks["):
-            rule.has("blocks")
+            rule.get("blocks", text)
         rule.done()
     return found
 
@@ -206,6 +207,10 @@ def _same_number(fields: Fields, name: str, items: int, of: str) -> None:
         at = f"{fields.path}.{name}" if fields.path else name
         allowed = f"{items}, the length of {of}"
         raise InputError("is wrong", where=fields.where, field=at, found=stated, allowed=allowed)
+
+
+def _any(value: Any) -> Any:
+    return value
 
 
 def _objects(value: object) -> list[Any]:

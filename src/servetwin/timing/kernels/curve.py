@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 How = Literal["measured", "interpolated", "extrapolated"]
 Floats = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Curve:
             return self.ys[0]
         return self.ys[i] + self.slopes[i] * (size - self.xs[i])
 
-    def many(self, sizes: NDArray[np.generic]) -> Floats:
+    def many(self, sizes: ArrayLike) -> Floats:
         """Times in ns at many sizes, bit for bit those of `ns`."""
         x, y, slope = np.asarray(self.xs), np.asarray(self.ys), np.asarray(self.slopes)
         at = np.asarray(sizes, dtype=np.float64)

@@ -103,5 +103,18 @@ class GemmTable:
         return np.log(m), np.log(times / roofline_ns(self._device, self._dtype, m, *shape))
 
 
+def device_time(own: Curve | None, other: Curve, host_ns: float, ratio: float) -> Curve:
+    """A curve that timed the host's launches, brought down to the device's time.
+
+    At sizes whose time is the host's (up to 1.25 `host_ns`) it takes that of a table of products with like device
+    times, times the `ratio` of the two, where that is less. Extrapolated as soon as one size is replaced.
+    """
+    if own is None:
+        return Curve(other.xs, ratio * np.array(other.ys), "extrapolated")
+    times, better = np.array(own.ys), ratio * other.many(own.xs)
+    replaced = (times <= 1.25 * host_ns) & (better < times)
+    return Curve(own.xs, np.where(replaced, better, times), "extrapolated") if replaced.any() else own
+
+
 def _log_share(low: int, high: int, wanted: int) -> float:
     return 0.0 if low == high else float(np.log(wanted / low) / np.log(high / low))
