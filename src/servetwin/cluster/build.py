@@ -66,8 +66,8 @@ def build(
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
-            options = scheduler_options(scenario, pool, base)
             pricing = pricing_for(scenario, pool, base)
+            options = scheduler_options(scenario, pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
         for _ in range(pool.replicas):
@@ -97,8 +97,8 @@ def _router(scenario: Scenario) -> Router:
             return LeastLoaded()
 
 
-def scheduler_options(scenario: Scenario, pool: Pool, base: Path) -> SchedulerOptions:
-    """The scheduler's options of a pool's engines, its KV blocks included."""
+def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
+    """The scheduler's options of a pool's engines, its KV blocks included (their estimate times `kv_factor`)."""
     engine = pool.engine
     arch = load_architecture(_model_reference(scenario, base))
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
@@ -121,7 +121,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path) -> SchedulerOp
             max_model_len=_given(engine.max_model_len),
             reserve=Reserve(graphs=0) if engine.enforce_eager else None,
         )
-        blocks, block_size = capacity.num_gpu_blocks, capacity.block_size
+        blocks, block_size = int(capacity.num_gpu_blocks * kv_factor), capacity.block_size
         windows = tuple(group.window for group in capacity.groups)
     if blocks < 2:
         raise InputError("no KV block is left for requests (block 0 is the null block)", field="engine", found=blocks)

@@ -144,7 +144,8 @@ class Cluster:
         request.queued_ns = time + self._front_end(engine)
         heapq.heappush(self._deliveries, (request.queued_ns, 0, row, request, False))
         if request.abort_ns >= 0:
-            heapq.heappush(self._deliveries, (max(request.abort_ns, time), 1, row, request, True))
+            # A client may give up while its request is still on its way; the engine hears of it behind the request.
+            heapq.heappush(self._deliveries, (max(request.abort_ns, request.queued_ns), 1, row, request, True))
 
     def _front_end(self, engine: Engine) -> int:
         """Time between a client's request and its arrival in the engine."""

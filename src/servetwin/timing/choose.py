@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from servetwin import catalog
@@ -22,7 +23,8 @@ from servetwin.timing.links import LinkSource
 from servetwin.timing.operators import OperatorTimer, Source
 from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
-from servetwin.timing.roofline import Roofline
+from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay, read_overlay
+from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
 from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon
 
@@ -35,14 +37,30 @@ class Pricing:
     new_timer: Callable[[], StepTimer]
     host: HostOverhead
     hashes: dict[str, str] = field(default_factory=dict)
+    kv_factor: float = 1.0
+    """on the KV blocks that fit by estimate"""
 
 
 def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
-    """The pricing of a pool of a resolved scenario.
+    """The pricing of a pool of a resolved scenario, its calibration overlay included.
 
     Raises:
         InputError: the source asked for does not know this model on this device.
     """
+    overlay = Overlay()
+    path = None
+    if scenario.timing.overlay is not None:
+        path = base / scenario.timing.overlay
+        overlay = read_overlay(path)
+    pricing = _uncalibrated(scenario, pool, base, overlay)
+    if path is None:
+        return pricing
+    hashes = pricing.hashes | {f"overlay {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return replace(pricing, host=overlay.host(pricing.host), hashes=hashes, kv_factor=overlay.kv_factor or 1.0)
+
+
+def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) -> Pricing:
+    """The pricing but for the host terms of the overlay."""
     timing = scenario.timing
     if timing.source == "linear":
         assert timing.base_ns is not None
@@ -64,7 +82,8 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
     if timing.source in ("auto", "profile"):
         profiled = _profiled(scenario, pool, arch, dtypes, sharding, device)
         if profiled is not None:
-            folder, new_timer, digest = profiled
+            folder, bare, digest = profiled
+            new_timer = (lambda: CalibratedTimer(bare(), overlay)) if overlay.scales_devices else bare
             return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
     sources: list[Source] = []
@@ -75,6 +94,9 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
             sources.append(Silicon(tables, sharding))
             hashes[f"kernels {device.id}"] = profiles.profile_hash(tables.profile.profile.folder)
     sources += [LinkSource(_link(pool, device)), Roofline(device, bandwidth)]
+    if overlay.scales_devices:
+        reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
+        sources = [CalibratedSource(source, overlay, reach) for source in sources]
     found = operators(arch, dtypes, sharding)
     assert engine.max_num_seqs is not None
     padded = None
