@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.blocks import BlockPool
 from servetwin.memory.capacity import Reserve, kv_capacity
-from servetwin.memory.kv import KVCache, groups_for
-from servetwin.memory.prefix import PrefixChain
+from servetwin.memory.kv import Chain, KVCache, groups_for
+from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for
@@ -104,7 +104,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    windows: tuple[int | None, ...] = (None,)
+    windows: tuple[int | None | Literal["state"], ...] = (None,)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
     else:
@@ -122,7 +122,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
             reserve=Reserve(graphs=0) if engine.enforce_eager else None,
         )
         blocks, block_size = int(capacity.num_gpu_blocks * kv_factor), capacity.block_size
-        windows = tuple(group.window for group in capacity.groups)
+        windows = tuple("state" if group.kind == "state" else group.window for group in capacity.groups)
     if blocks < 2:
         raise InputError("no KV block is left for requests (block 0 is the null block)", field="engine", found=blocks)
     return SchedulerOptions(
@@ -225,9 +225,10 @@ class _RequestMaker:
     def __call__(self, row: int, time: int, engine: Engine) -> Request:
         options = engine.scheduler.options
         prompt, output = self._input[row], self._output[row]
-        chain = None
+        chain: Chain | None = None
         if options.enable_prefix_caching:
-            chain = PrefixChain(keys_of(self._table, row, options.block_size).key)
+            shared = self._table.segments is not None or self._table.token_ids is not None
+            chain = PrefixChain(keys_of(self._table, row, options.block_size).key) if shared else OwnChain(row)
         request = Request(
             row,
             time,

@@ -48,7 +48,7 @@ def _steady(engine: Engine, in_flight: int) -> bool:
     """Whether each running request would get one token in the next step, and nobody could be admitted."""
     scheduler, options = engine.scheduler, engine.scheduler.options
     running = scheduler.running
-    if options.speculative_tokens or options.prefill_schedule_interval > 1 or scheduler.kv.has_windows:
+    if options.speculative_tokens or options.prefill_schedule_interval > 1 or not scheduler.kv.uniform:
         return False
     if scheduler.waiting_count and len(running) < scheduler.max_active:
         return False

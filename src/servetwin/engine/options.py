@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class SchedulerOptions:
     speculative_tokens: int = 0
     lookahead_tokens: int = 0
     prefill_schedule_interval: int = 1
-    windows: tuple[int | None, ...] = (None,)
-    """one entry a KV group: None = full attention, else its sliding window"""
+    windows: tuple[int | None | Literal["state"], ...] = (None,)
+    """one entry a KV group: None = full attention, else its sliding window; "state" = a recurrent state"""
     kv_consumer: bool = False
     kv_producer: bool = False
     unkeyed_blocks_first: bool = True

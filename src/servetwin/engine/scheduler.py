@@ -130,7 +130,9 @@ class Scheduler:
         threshold = self._prefill_threshold()
         hold_prefills = self._holds_prefills()
         budget = self._continue_running(batch, budget, threshold, hold_prefills)
-        prefilled = any(request.prefilling for request in batch.requests)
+        # Only these two rules ask whether a running request was still at its prompt.
+        asked = self.options.speculative_tokens or self.options.prefill_schedule_interval > 1
+        prefilled = bool(asked) and any(request.prefilling for request in batch.requests)
         continued = len(batch)
         if not batch.preempted:
             self._admit(batch, budget, threshold, hold_prefills, prefilled)
@@ -138,9 +140,10 @@ class Scheduler:
                 self._capacity_bound = self.waiting_count > len(self._deferred)
         if batch.requests:
             self._executed_steps += 1
-            admitted = range(continued, len(batch))
-            if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
-                self._last_prefill_step = self._executed_steps
+            if self.options.prefill_schedule_interval > 1:
+                admitted = range(continued, len(batch))
+                if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
+                    self._last_prefill_step = self._executed_steps
             self.scheduled_batches += 1
             self._advance(batch)
         batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free

@@ -231,7 +231,9 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
     engine = Engine(0, scheduler, timer, recorder, lambda request, now: None)
     requests = [_request(trace, record, options) for record in trace.requests]
     events = [(request.arrival_ns, 0, request.row, request) for request in requests]
-    events += [(request.abort_ns, 1, request.row, request) for request in requests if request.abort_ns >= 0]
+    for request in requests:
+        if request.abort_ns >= 0:
+            events.append((max(request.abort_ns, request.arrival_ns), 1, request.row, request))
     heapq.heapify(events)
     wake: int | None = None
     now = 0

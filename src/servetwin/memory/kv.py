@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from servetwin.memory.blocks import NULL, BlockPool
 
@@ -42,10 +42,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Group:
-    """`window` None = full attention. `admission_cap`: most blocks that a request of a sliding group ever holds."""
+    """`window` None = full attention. `admission_cap`: most blocks that a request of a sliding group ever holds.
+    `state`: layers that keep one recurrent state a sequence, in one block, however long it gets."""
 
     window: int | None = None
     admission_cap: int | None = None
+    state: bool = False
 
     def skipped(self, computed: int) -> int:
         """Tokens below the window of the next token, after `computed` tokens."""
@@ -53,17 +55,23 @@ class Group:
 
 
 def groups_for(
-    windows: Sequence[int | None], block_size: int, batches_in_flight: int, budget: int, max_model_len: int
+    windows: Sequence[int | None | Literal["state"]],
+    block_size: int,
+    batches_in_flight: int,
+    budget: int,
+    max_model_len: int,
 ) -> tuple[Group, ...]:
     """Groups with the admission caps that vLLM gives them: a sliding request holds at most its window and the tokens
     of all batches in flight, plus one block because the window need not start at a block boundary."""
 
-    def cap(window: int | None) -> int | None:
+    def group(window: int | None | Literal["state"]) -> Group:
+        if window == "state":
+            return Group(state=True)
         if window is None:
-            return None
-        return -(-min(window - 1 + batches_in_flight * budget, max_model_len) // block_size) + 1
+            return Group()
+        return Group(window, -(-min(window - 1 + batches_in_flight * budget, max_model_len) // block_size) + 1)
 
-    return tuple(Group(window, cap(window)) for window in windows)
+    return tuple(group(window) for window in windows)
 
 
 @dataclass
@@ -84,15 +92,18 @@ class KVCache:
     holdings: dict[int, Holding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._one_full = len(self.groups) == 1 and self.groups[0].window is None
+        self._one_full = len(self.groups) == 1 and self.groups[0].window is None and not self.groups[0].state
+        if any(group.state for group in self.groups):
+            self.caching = False  # a state holds a whole prefix: it cannot be resumed block by block
         self._windows = tuple(i for i, group in enumerate(self.groups) if group.window is not None)
         # Full attention first: its hits are the tightest bound, and any prefix of a hit of theirs is a hit.
         self._by_kind = sorted(range(len(self.groups)), key=lambda i: self.groups[i].window is not None)
         self.miss = Hit(0, tuple([] for _ in self.groups))
 
     @property
-    def has_windows(self) -> bool:
-        return bool(self._windows)
+    def uniform(self) -> bool:
+        """One group of full attention: a request then only ever adds blocks."""
+        return self._one_full
 
     # Looking up ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class KVCache:
         are there already (own, hit or to be loaded)."""
         holding, needed = self.holdings.get(request), 0
         for i, group in enumerate(self.groups):
-            required = -(-tokens // self.block_size)
+            required = 1 if group.state else -(-tokens // self.block_size)
             if admission and group.admission_cap is not None:
                 required = min(required, group.admission_cap)
             if holding is not None:
@@ -219,8 +230,8 @@ class KVCache:
                 for i, group in enumerate(self.groups):
                     if total - group.skipped(total) > 0:
                         self._extend(holding.tables[i], total)
-        for table in holding.tables:
-            self._extend(table, slots)
+        for group, table in zip(self.groups, holding.tables, strict=True):
+            self._extend(table, min(slots, 1) if group.state else slots)
         if cache and self.caching:
             assert chain is not None
             self.commit(request, min(total + new, known), chain)
@@ -280,7 +291,7 @@ class KVCache:
 
     def quiet_tokens(self, request: int) -> int:
         """Tokens up to which `request` can grow with nothing for the cache to do: no block to take, drop or cache."""
-        if self._windows:
+        if not self._one_full:
             return 0
         held = len(self.holdings[request].tables[0]) * self.block_size
         return held - 1 if self.caching else held

@@ -29,6 +29,18 @@ class PrefixChain:
         return links[block + 1]
 
 
+class OwnChain:
+    """Names of the prefixes of a request that shares its prompt with nobody: no two requests have one in common."""
+
+    __slots__ = ("_base",)
+
+    def __init__(self, row: int) -> None:
+        self._base = (row + 1) << 32
+
+    def __getitem__(self, block: int) -> int:
+        return self._base + block
+
+
 def segment_key(segments: Sequence[tuple[int, int]], output_seed: int, block_size: int) -> BlockKey:
     """Block keys of a prompt given as segments `(seed, length)`, followed by outputs `(output_seed, 0..)`.
 

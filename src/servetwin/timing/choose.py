@@ -140,7 +140,7 @@ def _profiled(
             return None
         folder = found
     layers = len(arch.layers)
-    link = _link(pool, device) if sharding.tensor > 1 else None
+    link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
     collectives = [op for op in operators(arch, dtypes, sharding) if isinstance(op, Collective)]
     first = ProfileTimer.load(folder, sharding.tensor, layers)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
