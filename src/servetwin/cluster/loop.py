@@ -63,11 +63,8 @@ class Cluster:
 
     def ended(self, request: Request, now: int) -> None:
         """A request has ended; in a closed loop its place is taken by the next one."""
-        self.ended_requests.append(request)
-        self.unfinished.pop(request.row, None)
-        self._in_system -= 1
-        if self._backlog:
-            self._release(now)
+        self._leave(request)
+        self._fill(now)
 
     def horizon(self, engine: Engine) -> int | None:
         """The earliest time at which something can reach `engine` from outside; None: nothing will any more."""
@@ -87,8 +84,7 @@ class Cluster:
     def run(self) -> None:
         """Run until every request has ended."""
         self._wake_of = [None] * len(self.engines)
-        for _ in range(min(self.table.concurrency or 0, len(self._backlog))):
-            self._release(0)
+        self._fill(0)
         while True:
             wake = self._wakes[0] if self._wakes else None
             arrival = self._next
@@ -122,10 +118,16 @@ class Cluster:
         if self.progress is not None and self.events % 512 == 0:
             self.progress(len(self.ended_requests), len(self.table), time)
 
-    def _release(self, now: int) -> None:
-        """Let the next request of a closed loop in."""
-        row = self._backlog.pop()
-        self._arrive(row, max(now, int(self.table.arrival_ns[row])))
+    def _fill(self, now: int) -> None:
+        """Let the next requests of a closed loop in, as long as there are free places."""
+        while self._backlog and self._in_system < (self.table.concurrency or 0):
+            row = self._backlog.pop()
+            self._arrive(row, max(now, int(self.table.arrival_ns[row])))
+
+    def _leave(self, request: Request) -> None:
+        self.ended_requests.append(request)
+        self.unfinished.pop(request.row, None)
+        self._in_system -= 1
 
     def _arrive(self, row: int, time: int) -> None:
         self.events += 1
@@ -139,7 +141,7 @@ class Cluster:
         if request.prompt >= longest:
             request.status, request.finish_ns = Status.FAILED, time
             request.reason = f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
-            self.ended(request, time)
+            self._leave(request)
             return
         request.queued_ns = time + self._front_end(engine)
         heapq.heappush(self._deliveries, (request.queued_ns, 0, row, request, False))

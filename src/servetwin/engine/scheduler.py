@@ -110,6 +110,8 @@ class Scheduler:
                 "and chunked prefill is off"
             )
         needed = self.kv.blocks_needed(request.row, request.known, 0, self.kv.miss, admission=True)
+        if needed <= options.usable_blocks:
+            return None
         return request, f"it needs {needed} KV blocks and the engine has {options.usable_blocks}"
 
     def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:

@@ -83,11 +83,11 @@ def _convert_table(raw: Raw, device: Device, folder: Path) -> tuple[Columns, dic
         columns = monotone(raw.kind, columns)
     after = wiggle(raw.kind, columns)
     missing = holes(raw.kind, columns)
-    dtype = raw.name.removeprefix(f"{raw.kind}_")
     file = f"{raw.name}.parquet"
     _write(folder / file, raw.kind, columns)
     return columns, {
         "kind": raw.kind,
+        **(dict(zip(("dtype", "backend"), raw.formats, strict=True)) if raw.kind == "moe" else {}),
         "file": file,
         "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
         "rows": len(columns["ns"]),
@@ -103,7 +103,7 @@ def _convert_table(raw: Raw, device: Device, folder: Path) -> tuple[Columns, dic
             "lowered_by_a_third": int((columns["ns"] * WIGGLE < measured).sum()),
             "flags": _flags(raw.kind, columns, before, after, missing),
         },
-        "error": leave_one_out(raw.kind, dtype, columns, device),
+        "error": leave_one_out(raw.kind, raw.formats[0] if raw.formats else "", columns, device),
     }
 
 

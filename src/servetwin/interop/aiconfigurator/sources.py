@@ -44,6 +44,17 @@ VLLM_DEFAULT = "0.24.0"
 FORMATS = {"bfloat16": "bf16", "half": "bf16"}
 """Number formats with another name here."""
 
+BACKENDS = {
+    "marlin": "marlin",
+    "flashinfer_trtllm": "flashinfer_trtllm",
+    "flashinfer_cutlass": "flashinfer_cutlass",
+    "triton": "triton",
+    "vllm_fused_moe": "triton",
+    "xpu": "xpu",
+}
+"""vLLM's name (`--moe-backend`) of the expert kernels behind a `kernel_source`, by what the latter contains. The
+`fused_moe` of vLLM 0.14 is the Triton kernel."""
+
 Columns = dict[str, NDArray[Any]]
 
 
@@ -94,7 +105,7 @@ SOURCES = (
         "generation_attention", "attention", "generation_attention_perf",
         {**_ATTENTION, "length": "isl+step"}, ("kv_cache_dtype",), _BF16,
     ),
-    Source("moe", "moe", "moe_perf", _MOE, ("moe_dtype",)),
+    Source("moe", "moe", "moe_perf", _MOE, ("moe_dtype", "backend")),
     Source(
         "mla_context", "mla", "mla_context_module_perf",
         {**_MLA, "length": "isl"}, ("gemm_type", "kv_cache_dtype"), _BF16,
@@ -144,6 +155,8 @@ class Raw:
     columns: Columns
     path: str
     kernels: tuple[str, ...]
+    formats: tuple[str, ...] = ()
+    """what split it off: number formats, of experts also the backend"""
 
 
 class Wheel:
@@ -210,17 +223,26 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _split(source: Source, table: pa.Table, path: str) -> Iterator[Raw]:
+    if source.kind == "moe":
+        table = table.append_column("backend", pa.array(map(_backend, table.column("kernel_source").to_pylist())))
     by = [column for column in source.split if column in table.column_names]
     combinations = table.select(by).group_by(by).aggregate([]).to_pylist() if by else [{}]
     for combination in sorted(combinations, key=lambda row: tuple(row.values())):
         part = table
         for column, value in combination.items():
             part = part.filter(pc.field(column) == value)
-        formats = [FORMATS.get(value, value) for value in combination.values()]
+        formats = tuple(FORMATS.get(value, value) for value in combination.values())
         columns: Columns = {ours: _column(part, theirs) for ours, theirs in source.columns.items()}
         columns["ms"] = part.column("latency").to_numpy().astype(np.float64) * source.unit_ms
         kernels = tuple(sorted({str(kernel) for kernel in part.column("kernel_source").to_pylist()}))
-        yield Raw(source.name or "_".join([source.kind, *formats]), source.kind, columns, path, kernels)
+        yield Raw(source.name or "_".join([source.kind, *formats]), source.kind, columns, path, kernels, formats)
+
+
+def _backend(kernel: str) -> str:
+    for part, backend in BACKENDS.items():
+        if part in kernel:
+            return backend
+    raise InputError("an expert kernel of no known backend", field="kernel_source", found=kernel)
 
 
 def _add(extra: Raw, base: Raw | None) -> Raw:
