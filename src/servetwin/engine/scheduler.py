@@ -272,7 +272,8 @@ class Scheduler:
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
         request.computed = request.quiet = request.drafts = 0
-        request.drop_stale = request.drop_stale and request.stale > 0
+        # A prefill engine must not hand out a token whose KV is gone.
+        request.drop_stale = self.options.kv_producer or (request.drop_stale and request.stale > 0)
         request.stale = request.in_flight
         request.placeholders = 0
         request.preemptions += 1

@@ -14,6 +14,10 @@ SKEWS = {"balanced": 0, "power_law_1.01": 101, "power_law_1.2": 120}
 """How tokens fall on the experts: evenly, or by a power law of that exponent (kept as hundredths in the tables)."""
 
 
+WEIGHT_ONLY_4_BIT = ("int4_wo", "w4a16_mxfp4")
+"""Formats whose experts the Marlin kernel runs alike: 4-bit weights widened to 16 bits, 16-bit activations."""
+
+
 class Experts(NamedTuple):
     """One rank's share of an expert layer: sizes of the model, tensor and expert parallel degrees, skew code."""
 
@@ -44,7 +48,7 @@ def roofline_ns(device: Device, dtype: str, shape: Experts, tokens: Floats) -> F
 
 
 class MoeTable:
-    """All measured expert layers of one number format."""
+    """Measured expert layers of one number format, of one backend or of those that vLLM chose."""
 
     def __init__(self, columns: Columns, device: Device, dtype: str) -> None:
         self._device, self._dtype = device, dtype
@@ -64,26 +68,30 @@ class MoeTable:
         """Measured layers."""
         return self._shapes
 
-    def curve(self, shape: Experts) -> Curve:
-        """Time over the tokens of the whole expert-parallel group; prepared once, then kept."""
+    def curve(self, shape: Experts, dtype: str | None = None) -> Curve:
+        """Time over the tokens of the whole expert-parallel group; prepared once, then kept.
+
+        The layer was measured, or stands on the nearest that was. `dtype`: the weights are of this other format.
+        """
         if shape not in self._curves:
-            if shape in self._points:
+            if shape in self._points and dtype in (None, self._dtype):
                 self._curves[shape] = Curve(*self._points[shape])
             else:
-                self._curves[shape] = self.stand_in(shape, np.ones(len(self._shapes), dtype=bool))
+                self._curves[shape] = self.stand_in(shape, np.ones(len(self._shapes), dtype=bool), dtype)
         return self._curves[shape]
 
-    def stand_in(self, shape: Experts, among: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Curve:
+    def stand_in(
+        self, shape: Experts, among: np.ndarray[tuple[int], np.dtype[np.bool_]], dtype: str | None = None
+    ) -> Curve:
         """The nearest layer marked in `among`, scaled at every size by the ratio of the two rooflines."""
-        nearest = self._shapes[int(np.argmin(np.where(among, self._distance(shape), np.inf)))]
+        nearest = self._shapes[int(np.argmin(np.where(among, self.distance(shape), np.inf)))]
         tokens, times = self._points[nearest]
-        ratio = roofline_ns(self._device, self._dtype, shape, tokens) / roofline_ns(
-            self._device, self._dtype, nearest, tokens
-        )
+        wanted = roofline_ns(self._device, dtype or self._dtype, shape, tokens)
+        ratio = wanted / roofline_ns(self._device, self._dtype, nearest, tokens)
         return Curve(tokens, times * ratio, "extrapolated")
 
-    def _distance(self, shape: Experts) -> Floats:
-        """Sum of the log ratios of what decides the time of one rank; the skew breaks ties."""
+    def distance(self, shape: Experts) -> Floats:
+        """How far each measured layer is, in the order of `shapes`: sum of the log ratios of what decides the time of one rank; the skew breaks ties."""
         hidden, inter, topk, experts, tp, ep, skew = self._keys.T
         here = Experts(*(float(v) for v in shape))  # type: ignore[arg-type]
         distance: Floats = (
@@ -94,3 +102,12 @@ class MoeTable:
             + np.abs(skew - here.skew) / 1000
         )
         return distance
+
+
+def joined(parts: list[Columns]) -> Columns:
+    """Tables of several backends as one, in file order."""
+    if len(parts) == 1:
+        return parts[0]
+    both = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort([both[name] for name in reversed((*Experts._fields, "tokens"))])
+    return {name: column[order] for name, column in both.items()}

@@ -16,7 +16,7 @@ from servetwin.timing.kernels.curve import Curve, How
 from servetwin.timing.kernels.gemm import GemmTable, device_time, roofline_ns
 from servetwin.timing.kernels.keyed import KeyedTable
 from servetwin.timing.kernels.mla import MlaTable
-from servetwin.timing.kernels.moe import SKEWS, Experts, MoeTable
+from servetwin.timing.kernels.moe import SKEWS, WEIGHT_ONLY_4_BIT, Experts, MoeTable, joined
 from servetwin.timing.kernels.profile import Columns, Device, KernelProfile
 
 Time = tuple[float, How]
@@ -115,10 +115,14 @@ class KernelTables:
         moe_tp: int = 1,
         moe_ep: int = 1,
         distribution: str = "power_law_1.2",
+        backend: str | None = None,
     ) -> Curve | None:
         """Time of one rank's expert products over the tokens of the whole expert-parallel group.
 
         `inter` is the width of one expert before it is cut in `moe_tp`. Routing, dispatch and combine are not part.
+        `backend` names the kernel as vLLM does (`marlin`, `triton`, `flashinfer_trtllm`, `flashinfer_cutlass`); None
+        is what vLLM chose for the measured layer. A layer that was not measured stands on the nearest one of the
+        format, with the Marlin backend also on one of the other 4-bit weight format.
         `InputError` for an unknown distribution of tokens over the experts.
         """
         if distribution not in SKEWS:
@@ -126,10 +130,17 @@ class KernelTables:
             raise InputError(
                 "no such load", field="distribution", found=distribution, allowed=", ".join(SKEWS), hint=hint
             )
-        table = self._table(f"moe_{dtype}", lambda columns: MoeTable(columns, self.device, dtype))
-        if table is None:
+        shape = Experts(hidden, inter, topk, experts, moe_tp, moe_ep, SKEWS[distribution])
+        own = self._moe(dtype, backend)
+        if own is not None and shape in own.shapes:
+            return own.curve(shape)
+        found = [own] if own is not None else []
+        if backend == "marlin" and dtype in WEIGHT_ONLY_4_BIT:
+            others = [self._moe(other, backend) for other in WEIGHT_ONLY_4_BIT if other != dtype]
+            found += [table for table in others if table is not None]
+        if not found:
             return None
-        return table.curve(Experts(hidden, inter, topk, experts, moe_tp, moe_ep, SKEWS[distribution]))
+        return min(found, key=lambda table: float(table.distance(shape).min())).curve(shape, dtype)
 
     def moe(
         self,
@@ -142,9 +153,25 @@ class KernelTables:
         moe_tp: int = 1,
         moe_ep: int = 1,
         distribution: str = "power_law_1.2",
+        backend: str | None = None,
     ) -> Time | None:
         """Time of one expert layer; arguments as in `moe_curve`."""
-        return _at(self.moe_curve(dtype, hidden, inter, topk, experts, moe_tp, moe_ep, distribution), tokens)
+        return _at(self.moe_curve(dtype, hidden, inter, topk, experts, moe_tp, moe_ep, distribution, backend), tokens)
+
+    def _moe(self, dtype: str, backend: str | None) -> MoeTable | None:
+        """The layers of a format timed with a backend; with None those of all, of which no size was timed with two."""
+        key = f"moe {dtype} {backend}"
+        if key not in self._tables:
+            entries = self.profile.tables.items()
+            names = [
+                name
+                for name, entry in entries
+                if entry.get("dtype") == dtype and entry["kind"] == "moe" and backend in (None, entry["backend"])
+            ]
+            parts = [columns for name in names if (columns := self.profile.columns(name)) is not None]
+            self._tables[key] = MoeTable(joined(parts), self.device, dtype) if parts else None
+        table: MoeTable | None = self._tables[key]
+        return table
 
     def mla_context(self, heads: int, dtype: str = "bf16", kv_dtype: str = "bf16") -> ContextAttention | None:
         """Prefill of a DeepSeek-V3 latent-attention module with `heads` heads on this rank, projections in `dtype`."""
