@@ -4,8 +4,8 @@
 
 ROWS.csv is a table of points with columns tier, system, model_path, precision, kv_dtype, isl, osl, range_ratio,
 batch_size, num_prompts, tp_size, moe_ep_size, attention_dp_size, max_num_batched_tokens, silicon_ttft_ms and
-silicon_tpot_ms (NVIDIA AIConfigurator's list of SemiAnalysis InferenceX results, Apache-2.0). Client lengths are uniform
-in [ratio L, L]; measured values are taken as means. Rows of the same configuration are averaged first.
+silicon_tpot_ms (NVIDIA AIConfigurator's list of SemiAnalysis InferenceX results, Apache-2.0). Client lengths are
+uniform in [ratio L, L]; measured values are taken as means. Rows of the same configuration are averaged first.
 """
 
 from __future__ import annotations

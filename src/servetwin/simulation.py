@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from servetwin import __version__
 from servetwin.cluster.build import Built, build
 from servetwin.engine.log import COLUMNS, StepLog
 from servetwin.engine.request import Request, Status
-from servetwin.results.run import Run
+from servetwin.results.run import Ints, Run
 from servetwin.scenario.load import dump
 from servetwin.scenario.resolve import resolve
 from servetwin.workload import build as build_workload
@@ -38,7 +38,8 @@ def simulate(
 ) -> Run:
     """Run a scenario.
 
-    `base` is the folder that relative paths start at. `record` may hold `steps` (one row a step), `tokens` (time of every
+    `base` is the folder that relative paths start at. `record` may hold `steps` (one row a step), `tokens` (time of
+    every
     token) and `schedule` (tokens of every request in every step). `coalesce` False carries out every step singly; the
     results are the same. `progress(ended requests, all requests, simulated ns)` is called now and then.
 
@@ -124,12 +125,12 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
     )
 
 
-def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> dict[str, np.ndarray | list[str]]:  # type: ignore[type-arg]
+def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mapping[str, Ints | Sequence[str]]:
     numbers = {
         "request": (r.row for r in requests),
         "session": (r.session for r in requests),
         "engine": (r.engine for r in requests),
-        "decode_engine": (r.engine for r in requests),
+        "decode_engine": (-1 for _ in requests),
         "arrival_ns": (r.arrival_ns for r in requests),
         "scheduled_ns": (r.scheduled_ns for r in requests),
         "first_token_ns": (r.first_token_ns for r in requests),
@@ -147,7 +148,7 @@ def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> dict[
     return {name: _ints(values) for name, values in numbers.items()} | texts
 
 
-def _schedule(log: StepLog) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+def _schedule(log: StepLog) -> dict[str, Ints] | None:
     if log.schedule is None:
         return None
     entries = sorted(log.schedule, key=lambda entry: entry[:2])
@@ -155,5 +156,5 @@ def _schedule(log: StepLog) -> dict[str, np.ndarray] | None:  # type: ignore[typ
     return dict(zip(("engine", "step", "request", "tokens"), map(_ints, columns), strict=True))
 
 
-def _ints(values: object) -> np.ndarray:  # type: ignore[type-arg]
-    return np.fromiter(values, dtype=np.int64)  # type: ignore[call-overload,no-any-return]
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, dtype=np.int64)

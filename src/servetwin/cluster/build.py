@@ -10,7 +10,7 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
-from servetwin.cluster.routing import LeastLoaded, Random, Router, RoundRobin
+from servetwin.cluster.routing import LeastLoaded, Random, RoundRobin, Router
 from servetwin.engine.engine import Engine
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
@@ -104,7 +104,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    windows: tuple[int | None | Literal["state"], ...] = (None,)
+    windows: tuple[int | Literal["state"] | None, ...] = (None,)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
     else:

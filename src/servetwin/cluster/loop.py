@@ -1,7 +1,7 @@
 """The runtime loop: one clock, on which arrivals, routing and the engines' steps meet.
 
-Nothing polls: the next thing that happens is either an arrival or an engine that wants to be woken. Ties break in a fixed
-order (arrivals before engines, then by number), so that a run is a pure function of scenario and seed.
+Nothing polls: the next thing that happens is either an arrival or an engine that wants to be woken. Ties break in a
+fixed order (arrivals before engines, then by number), so that a run is a pure function of scenario and seed.
 
 Invariants: C1 the clock never goes back; C2 every request ends exactly once: finished, failed or aborted.
 """
@@ -140,7 +140,9 @@ class Cluster:
         longest = engine.scheduler.options.max_model_len
         if request.prompt >= longest:
             request.status, request.finish_ns = Status.FAILED, time
-            request.reason = f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
+            request.reason = (
+                f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
+            )
             self._leave(request)
             return
         request.queued_ns = time + self._front_end(engine)

@@ -22,7 +22,8 @@ SHORTEST = 2
 
 
 def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -> tuple[int, Batch | None]:
-    """Carry out as many steps as possible from the loop top at `now`; the time of the new loop top and the batch in flight.
+    """Carry out as many steps as possible from the loop top at `now`; the time of the new loop top and the batch in
+    flight.
 
     `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
     """
@@ -126,9 +127,7 @@ def _carry_out(
     return tops[-1], _batch_in_flight(engine, shape.later(steps - 1), tops[-2], begins[-1], ends[-1])
 
 
-def _times(
-    now: int, flying: Batch | None, durations: list[int], before: int
-) -> tuple[list[int], list[int], list[int]]:
+def _times(now: int, flying: Batch | None, durations: list[int], before: int) -> tuple[list[int], list[int], list[int]]:
     """Loop tops (one more than steps), begins and ends of consecutive steps.
 
     Waiting for each step, a loop top is the end of the step before. Scheduling ahead, it is the end of the step before

@@ -1,8 +1,8 @@
 """One serving engine: its loop, its batches in flight, its clock.
 
 The loop is that of vLLM's engine core. Synchronous: take what arrived, schedule, execute, hand out the outputs. With
-several batches in flight (asynchronous scheduling, pipeline stages) a batch is scheduled as long as the queue of batches
-has room; otherwise the oldest batch is awaited. The engine only looks at its inbox between those actions.
+several batches in flight (asynchronous scheduling, pipeline stages) a batch is scheduled as long as the queue of
+batches has room; otherwise the oldest batch is awaited. The engine only looks at its inbox between those actions.
 """
 
 from __future__ import annotations

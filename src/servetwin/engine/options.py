@@ -28,7 +28,7 @@ class SchedulerOptions:
     speculative_tokens: int = 0
     lookahead_tokens: int = 0
     prefill_schedule_interval: int = 1
-    windows: tuple[int | None | Literal["state"], ...] = (None,)
+    windows: tuple[int | Literal["state"] | None, ...] = (None,)
     """one entry a KV group: None = full attention, else its sliding window; "state" = a recurrent state"""
     kv_consumer: bool = False
     kv_producer: bool = False

@@ -24,7 +24,8 @@ class Status(IntEnum):
 class Request:
     """State of one request. All times in ns, all lengths in tokens; -1 = has not happened.
 
-    `known` = prompt and outputs so far; `computed` = tokens whose KV is there or is being computed (advanced when a step
+    `known` = prompt and outputs so far; `computed` = tokens whose KV is there or is being computed (advanced when a
+    step
     is scheduled); `placeholders` = outputs that scheduled steps will produce but that are not known yet (asynchronous
     scheduling); `in_flight` = tokens of scheduled steps that have not ended.
     """
@@ -49,8 +50,8 @@ class Request:
         "max_tokens",
         "outputs",
         "placeholders",
-        "prefilling",
         "preemptions",
+        "prefilling",
         "priority",
         "prompt",
         "queued_ns",

@@ -1,8 +1,8 @@
 """Which requests run in the next step: vLLM's V1 scheduler.
 
 There is no prefill or decode phase. Every request has tokens that are known and tokens that are computed, and a step
-gives each, within one budget, as many tokens as it needs to catch up: running requests first, in the order in which they
-were admitted, then waiting ones. When the KV cache is full, running requests are preempted and recomputed later.
+gives each, within one budget, as many tokens as it needs to catch up: running requests first, in the order in which
+they were admitted, then waiting ones. When the KV cache is full, running requests are preempted and recomputed later.
 
 Invariants (numbered; tested as properties in tests/engine):
   S1  tokens of a step <= max_num_batched_tokens; running requests <= max_num_seqs;

@@ -1,4 +1,5 @@
-"""The engine's side of a KV hand-over between a prefill and a decode engine: which copies are under way and when they end.
+"""The engine's side of a KV hand-over between a prefill and a decode engine: which copies are under way and when
+they end.
 
 How long a copy takes is given from outside (`duration`): this room knows only the states.
 """

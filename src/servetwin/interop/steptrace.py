@@ -231,9 +231,8 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
     engine = Engine(0, scheduler, timer, recorder, lambda request, now: None)
     requests = [_request(trace, record, options) for record in trace.requests]
     events = [(request.arrival_ns, 0, request.row, request) for request in requests]
-    for request in requests:
-        if request.abort_ns >= 0:
-            events.append((max(request.abort_ns, request.arrival_ns), 1, request.row, request))
+    aborted = (request for request in requests if request.abort_ns >= 0)
+    events += [(max(request.abort_ns, request.arrival_ns), 1, request.row, request) for request in aborted]
     heapq.heapify(events)
     wake: int | None = None
     now = 0

@@ -55,7 +55,7 @@ class Group:
 
 
 def groups_for(
-    windows: Sequence[int | None | Literal["state"]],
+    windows: Sequence[int | Literal["state"] | None],
     block_size: int,
     batches_in_flight: int,
     budget: int,
@@ -64,7 +64,7 @@ def groups_for(
     """Groups with the admission caps that vLLM gives them: a sliding request holds at most its window and the tokens
     of all batches in flight, plus one block because the window need not start at a block boundary."""
 
-    def group(window: int | None | Literal["state"]) -> Group:
+    def group(window: int | Literal["state"] | None) -> Group:
         if window == "state":
             return Group(state=True)
         if window is None:
@@ -78,9 +78,9 @@ def groups_for(
 class KVCache:
     """Block tables, allocation and prefix look-up for the requests of one engine.
 
-    `replay_tails`: a sliding group keeps findable only the window before each position at which a later request is likely
-    to resume: the end of the prompt, and the end of a prefix that two prompts were seen to share. False (older engines):
-    every full block.
+    `replay_tails`: a sliding group keeps findable only the window before each position at which a later request is
+    likely to resume: the end of the prompt, and the end of a prefix that two prompts were seen to share. False (older
+    engines): every full block.
     """
 
     pool: BlockPool
@@ -315,7 +315,8 @@ class KVCache:
             self.pool.release(dropped)
 
     def free(self, request: int) -> None:
-        """Give back all blocks of `request`, last one first, so that the tail of a prefix is evicted before its head."""
+        """Give back all blocks of `request`, last one first, so that the tail of a prefix is evicted before its
+        head."""
         for table in self.pop(request):
             self.pool.release(reversed(table))
 

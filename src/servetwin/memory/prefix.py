@@ -13,8 +13,8 @@ BlockKey = Callable[[int], Hashable]
 class PrefixChain:
     """Element i names the first i + 1 blocks of a request: the hash of element i - 1 and of the block's own key.
 
-    Made block by block as needed, because outputs extend the sequence for as long as the request lives. Names are 64-bit
-    hashes; among a hundred million blocks the chance that any two prefixes collide is below 1 in 3000.
+    Made block by block as needed, because outputs extend the sequence for as long as the request lives. Names are
+    64-bit hashes; among a hundred million blocks the chance that any two prefixes collide is below 1 in 3000.
     """
 
     __slots__ = ("_key", "_links")

@@ -17,13 +17,13 @@ from servetwin.model.operators import operators
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.graphs import capture_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
-from servetwin.timing.linear import LinearTimer
 from servetwin.timing.kernels.tables import KernelTables
+from servetwin.timing.linear import LinearTimer
 from servetwin.timing.links import LinkSource
 from servetwin.timing.operators import OperatorTimer, Source
+from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay, read_overlay
 from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
-from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay, read_overlay
 from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
 from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon

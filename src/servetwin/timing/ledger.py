@@ -12,8 +12,8 @@ class Ledger:
     """Device time priced so far, in integer ns, by the kind of knowledge behind it.
 
     measured: read off a measurement; interpolated: between measurements; extrapolated: beyond them; analytic: from a
-    formula whose numbers were fitted or published; assumed: from a formula with numbers that nobody has fitted. The five
-    add up to the time priced, exactly.
+    formula whose numbers were fitted or published; assumed: from a formula with numbers that nobody has fitted. The
+    five add up to the time priced, exactly.
     """
 
     measured: int = 0

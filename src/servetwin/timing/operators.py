@@ -61,8 +61,8 @@ def needs(operator: Operator) -> Needs:
 
 class _Part(NamedTuple):
     operator: Operator
-    count: int
-    """calls in a step, over all layers and pipeline stages"""
+    calls: int
+    """in a step, over all layers and pipeline stages"""
     pricer: Pricer
     source: str
 
@@ -94,13 +94,15 @@ class OperatorTimer:
                 raise InputError(f"nothing prices the operator {operator.name}", field="timing.source", found=names)
         self._on_tokens = self._of("rows", "tokens")
         self._on_logits = self._of("rows", "logits")
-        self._on_prefills, self._on_decodes, self._on_step = map(self._of, ("prefills", "decodes", "step"))
+        self._on_prefills = self._of("prefills")
+        self._on_decodes = self._of("decodes")
+        self._on_step = self._of("step")
         self._token_shares: dict[int, tuple[int, ...]] = {}
         self._logit_shares: dict[int, tuple[int, ...]] = {}
 
     def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[int, Pricer]]:
         return [
-            (part.count, part.pricer)
+            (part.calls, part.pricer)
             for part in self.parts
             if needs(part.operator) == kind and rows in (None, part.operator.rows)
         ]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 class StepShape(NamedTuple):
     """The work of one engine step, summed over its sequences (all fields are counts, `int`).
 
-    For a scheduled sequence, let c be its computed tokens before the step and q its new tokens. A sequence is a *decode*
+    For a scheduled sequence, let c be its computed tokens before the step and q its new tokens. A sequence is a
+    *decode*
     when q = 1 or when it carries draft tokens, else a *prefill* (so the one-token rest of a prompt counts as a decode,
     as in the attention kernels).
     """

@@ -19,8 +19,8 @@ EXPERT_TABLES = {
 
 
 class Silicon:
-    """Prices kernels of one device from its tables: matrix products, attention, experts, collectives inside a node, and by
-    the tables' own rule the small kernels between them. What has no table is left to other sources."""
+    """Prices kernels of one device from its tables: matrix products, attention, experts, collectives inside a node,
+    and by the tables' own rule the small kernels between them. What has no table is left to other sources."""
 
     name = "silicon"
 
@@ -77,9 +77,7 @@ class Silicon:
         expert_ranks = op.experts // op.local_experts
         width = self.sharding.expert_tensor
         for name in EXPERT_TABLES.get(op.dtype.name, (op.dtype.name,)):
-            curve = self.tables.moe_curve(
-                name, op.hidden, op.inter * width, op.top_k, op.experts, width, expert_ranks
-            )
+            curve = self.tables.moe_curve(name, op.hidden, op.inter * width, op.top_k, op.experts, width, expert_ranks)
             if curve is not None:
                 data = op.data
                 found = curve

@@ -91,7 +91,8 @@ class MoeTable:
         return Curve(tokens, times * ratio, "extrapolated")
 
     def distance(self, shape: Experts) -> Floats:
-        """How far each measured layer is, in the order of `shapes`: sum of the log ratios of what decides the time of one rank; the skew breaks ties."""
+        """How far each measured layer is, in the order of `shapes`: sum of the log ratios of what decides the time
+        of one rank; the skew breaks ties."""
         hidden, inter, topk, experts, tp, ep, skew = self._keys.T
         here = Experts(*(float(v) for v in shape))  # type: ignore[arg-type]
         distance: Floats = (
