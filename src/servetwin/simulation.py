@@ -17,6 +17,8 @@ from servetwin.engine.request import Request, Status
 from servetwin.results.run import Ints, Run
 from servetwin.scenario.load import dump
 from servetwin.scenario.resolve import resolve
+from servetwin.timing.shape import StepShape
+from servetwin.timing.uncertainty import step_error
 from servetwin.workload import build as build_workload
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
         prefix_hits=sum(engine.scheduler.prefix_hits for engine in cluster.engines),
         priced_ns=priced,
         assumed_ns=assumed,
+        step_error=_step_error(built),
         events=cluster.events,
         partial=partial,
         concurrency=table.concurrency,
@@ -123,6 +126,43 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
         versions=hashes,
         notes=list(table.notes),
     )
+
+
+def _step_error(built: Built) -> dict[str, float]:
+    """Relative error of the mean step with prefills and of the mean decode step, and both weighted by their time.
+
+    Every pool counts by the time of its engines' steps; pools are taken to err together.
+    """
+    spent = {"prefill": 0.0, "decode": 0.0}
+    erring = {"prefill": 0.0, "decode": 0.0}
+    for number, (engine, pricing) in enumerate(zip(built.cluster.engines, built.pricing, strict=True)):
+        for kind, (shape, ns) in _mean_steps(built.log, number).items():
+            spent[kind] += ns
+            erring[kind] += ns * step_error(engine.timer, pricing.spread, engine.host, shape)
+    whole = sum(spent.values())
+    if not whole:
+        return {}
+    overall = sum(erring.values()) / whole
+    return {"prefill": erring["prefill"] / spent["prefill"] if spent["prefill"] else overall, "overall": overall}
+
+
+def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
+    """The mean shape of an engine's steps with prefills and of its pure decode steps, with the time of all of them."""
+    rows = np.array([row for row in log.rows if row[0] == engine], dtype=np.float64).reshape(-1, len(COLUMNS))
+    column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+    found = {}
+    for kind, mask in (("prefill", column["prefill_seqs"] > 0), ("decode", column["prefill_seqs"] == 0)):
+        if mask.any():
+            weight = column["steps"][mask]
+            means = {name: int(round(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
+            seqs, tokens, old, decodes, context = means.values()
+            seqs = max(1, seqs) if kind == "prefill" else 0
+            pairs = tokens * old // max(1, seqs) + tokens * (tokens // max(1, seqs) + 1) // 2
+            longest = context // max(1, decodes)
+            decodes = max(decodes, 0 if kind == "prefill" else 1)
+            shape = StepShape(seqs, tokens, old, pairs, decodes, decodes, context, longest, longest)
+            found[kind] = shape, int((column["end_ns"][mask] - column["start_ns"][mask]).sum())
+    return found
 
 
 def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mapping[str, Ints | Sequence[str]]:

@@ -30,8 +30,14 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str] | str]:
-    """The lines of the block: `(label, value)`, or the title of a section."""
+def _interval(summary: Mapping[str, Any], key: str) -> str:
+    """The interval of a metric, where the summary holds one."""
+    found = (summary.get("interval") or {}).get(key)
+    return f"[{found[0]:.2f}, {found[1]:.2f}]" if found else ""
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
+    """The lines of the block: `(label, value)`, perhaps with an interval, or the title of a section."""
     yield "Successful requests", _number(summary["completed"])
     for status in ("failed", "aborted"):
         if summary[status]:
@@ -48,7 +54,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str] | str]:
     for name, short, title in SECTIONS:
         yield title
         for statistic, label in SHOWN:
-            yield f"{label} {short} (ms)", _number(summary[f"{statistic}_{name}_ms"])
+            key = f"{statistic}_{name}_ms"
+            yield f"{label} {short} (ms)", _number(summary[key]), _interval(summary, key)
     yield "Memory"
     yield "Preemptions", _number(summary["preemptions"])
     yield "Prefix cache hit rate", _percent(summary["prefix_cache_hit_rate"])
@@ -79,11 +86,13 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         if isinstance(row, str):
             line(f" {row} ".center(WIDTH, "-"), "bold")
         else:
-            label, value = row
-            line(f"{label + ':':<{WIDTH - 12}}{value:>12}")
+            label, value, *interval = row
+            line(f"{label + ':':<{WIDTH - 12}}{value:>12}  {''.join(interval)}".rstrip())
     line("=" * WIDTH, "bold")
     if summary["partial"]:
         line("Partial: the run was interrupted; only what had finished is counted.", "yellow")
+    if summary.get("interval"):
+        line(f"[low, high]: {100 * summary['interval']['level']:.0f} % interval from the spread of the step times' sources.")
     verdict = summary["saturation"]["verdict"]
     if summary["saturation"]["saturated"] or verdict.startswith("undecided"):
         line(verdict[0].upper() + verdict[1:] + ".", "yellow")

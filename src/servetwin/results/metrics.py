@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from servetwin.results.run import PRICED, Ints, Run
 from servetwin.results.saturation import saturation
+from servetwin.results.uncertainty import intervals
 
 Floats = NDArray[np.float64]
 
@@ -124,6 +125,12 @@ def summarize(run: Run) -> dict[str, Any]:
     completed, duration_s = int(finished.sum()), duration_ns(run) / 1e9
     inputs, outputs = (int(run.ints(f"{side}_tokens")[finished].sum()) for side in ("input", "output"))
     tpot = of_finished["tpot"]
+    statistics = {
+        **distribution("ttft", of_finished["ttft"]),
+        **distribution("tpot", tpot[~np.isnan(tpot)]),
+        **distribution("itl", *run.itl),
+        **distribution("e2el", of_finished["e2el"]),
+    }
     return {
         "completed": completed,
         "failed": int(run.has_status("failed").sum()),
@@ -135,10 +142,8 @@ def summarize(run: Run) -> dict[str, Any]:
         "request_throughput": _ratio(completed, duration_s),
         "output_throughput": _ratio(outputs, duration_s),
         "total_token_throughput": _ratio(inputs + outputs, duration_s),
-        **distribution("ttft", of_finished["ttft"]),
-        **distribution("tpot", tpot[~np.isnan(tpot)]),
-        **distribution("itl", *run.itl),
-        **distribution("e2el", of_finished["e2el"]),
+        **statistics,
+        "interval": intervals(run, of_finished, statistics) if run.step_error else None,
         **_slo(run, of_finished, duration_s),
         "preemptions": int(run.ints("preemptions").sum()),
         "prefix_cache_hit_rate": _ratio(run.prefix_hits, run.prefix_queries),

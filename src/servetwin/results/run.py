@@ -59,6 +59,9 @@ class Run:
     """simulated step time by where its price came from (keys PRICED, absent = 0)"""
     assumed_ns: int = 0
     """the part of `priced_ns['analytic']` that rests on assumed efficiencies"""
+    step_error: Mapping[str, float] = field(default_factory=dict)
+    """relative error (one standard deviation) of step times: `prefill` of steps with prefills, `overall` of all,
+    weighted by their time; empty when nothing is known of it"""
     events: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0

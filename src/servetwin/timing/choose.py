@@ -27,6 +27,7 @@ from servetwin.timing.protocol import StepTimer
 from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
 from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon
+from servetwin.timing.uncertainty import Spread
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Pricing:
     new_timer: Callable[[], StepTimer]
     host: HostOverhead
     hashes: dict[str, str] = field(default_factory=dict)
+    spread: Spread | None = None
+    """relative errors of operator prices, where steps are sums of operators"""
     kv_factor: float = 1.0
     """on the KV blocks that fit by estimate"""
 
@@ -88,10 +91,11 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
     sources: list[Source] = []
     hashes: dict[str, str] = {}
+    tables = None
     if timing.source in ("auto", "silicon"):
         tables = _kernel_tables(device, required=timing.source == "silicon")
         if tables is not None:
-            sources.append(Silicon(tables, sharding))
+            sources.append(Silicon(tables, sharding, moe_backend=engine.moe_backend))
             hashes[f"kernels {device.id}"] = profiles.profile_hash(tables.profile.profile.folder)
     sources += [LinkSource(_link(pool, device)), Roofline(device, bandwidth)]
     if overlay.scales_devices:
@@ -103,7 +107,7 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     if device.kind == "gpu" and not engine.enforce_eager:
         padded = padding(capture_sizes(engine.max_num_seqs, engine.num_speculative_tokens or 0))
     name = " > ".join(source.name for source in sources)
-    return Pricing(name, lambda: OperatorTimer(found, sources, padded), host, hashes)
+    return Pricing(name, lambda: OperatorTimer(found, sources, padded), host, hashes, Spread(tables))
 
 
 def _kernel_tables(device: Device, required: bool) -> KernelTables | None:
@@ -164,19 +168,19 @@ class _WithCollectives:
     """A measured profile of one rank, and beside it the collectives over the link, which it does not hold."""
 
     def __init__(self, ranks: StepTimer, collectives: list[Collective], link: DeviceLink) -> None:
-        self._ranks, self._collectives, self._link = ranks, collectives, link
+        self.ranks, self._collectives, self._link = ranks, collectives, link
         self.ledger = ranks.ledger
         self._priced: dict[tuple[int, int], int] = {}
 
     def step_ns(self, shape: StepShape) -> int:
         exchanged = self._exchanged(shape)
         self.ledger.analytic += exchanged
-        return self._ranks.step_ns(shape) + exchanged
+        return self.ranks.step_ns(shape) + exchanged
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
         exchanged = self._exchanged(shape)
         self.ledger.analytic += exchanged * steps
-        return [ns + exchanged for ns in self._ranks.run_ns(shape, steps)]
+        return [ns + exchanged for ns in self.ranks.run_ns(shape, steps)]
 
     def _exchanged(self, shape: StepShape) -> int:
         key = shape.tokens, shape.logits

@@ -18,6 +18,8 @@ class HostOverhead:
     seq_ns: int = 0
     gap_ns: int = 0
     gap_seq_ns: int = 0
+    gap_error_ns: int = 0
+    """one standard deviation of what is known of the gap of a step"""
     request_ns: int = 0
 
     def before(self, seqs: int) -> int:

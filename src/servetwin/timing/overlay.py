@@ -136,26 +136,26 @@ class CalibratedTimer:
     take, the prefill part the rest."""
 
     def __init__(self, timer: StepTimer, overlay: Overlay) -> None:
-        self._timer = timer
+        self.timer = timer
         self._prefill = 1.0 if overlay.prefill_factor is None else overlay.prefill_factor
         self._decode = 1.0 if overlay.decode_factor is None else overlay.decode_factor
         self.ledger: Ledger = timer.ledger
 
     def step_ns(self, shape: StepShape) -> int:
-        whole = self._timer.step_ns(shape)
+        whole = self.timer.step_ns(shape)
         decodes = whole
         if shape.prefill_seqs:
             decodes = 0
             if shape.decode_seqs:
                 saved = self.ledger.copy()
-                decodes = min(whole, self._timer.step_ns(shape._replace(**dict.fromkeys(NOT_DECODE, 0))))
+                decodes = min(whole, self.timer.step_ns(shape._replace(**dict.fromkeys(NOT_DECODE, 0))))
                 self.ledger.restore(saved)
         scaled = max(1, int(decodes * self._decode + (whole - decodes) * self._prefill))
         self.ledger.analytic += scaled - whole
         return scaled
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        durations = self._timer.run_ns(shape, steps)
+        durations = self.timer.run_ns(shape, steps)
         scaled = [max(1, int(ns * self._decode)) for ns in durations]
         self.ledger.analytic += sum(scaled) - sum(durations)
         return scaled

@@ -144,6 +144,10 @@ class ProfileTimer:
         found["attention"] = ns * self._attention_count, how
         return [(name, found[name][0], HOW[found[name][1]]) for name in self._order]
 
+    def dense_curves(self) -> list[Curve]:
+        """The curves of the operators that depend on the number of tokens alone."""
+        return [curve for _, curve, _ in self._by_tokens]
+
     def all_reduces(self) -> int:
         """All-reduces over the tensor-parallel ranks in a step: one after the embedding, two in every layer."""
         return 1 + 2 * self.layers if self.tensor > 1 else 0
