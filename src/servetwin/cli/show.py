@@ -36,6 +36,18 @@ def _entry(kind: str) -> Callable[[str], Facts]:
     return look_up
 
 
+def _device(name: str) -> Facts:
+    """A device, and the measured profiles that exist of it (without one, its steps are priced by the roofline)."""
+    from servetwin import catalog
+    from servetwin.catalog.profiles import all_profiles
+
+    entry = catalog.device(name)
+    facts = _facts(entry)
+    sources = facts.pop("sources", None)
+    found = [profile.id for profile in all_profiles() if profile.device == entry.id]
+    return {**facts, "profiles": found or "none", **({"sources": sources} if sources else {})}
+
+
 def _profile(name: str) -> Facts:
     from servetwin.catalog.profiles import by_id
 
@@ -79,6 +91,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 ENTRIES: dict[str, Callable[[str], Facts]] = {
-    **{kind: _entry(kind) for kind in ("device", "model", "engine", "link", "host")},
+    **{kind: _entry(kind) for kind in ("model", "engine", "link", "host")},
+    "device": _device,
     "profile": _profile,
 }
