@@ -114,6 +114,8 @@ def scenario_of(point: Point, overlay: str | None) -> dict[str, object]:
         "kv_cache_dtype": point.kv_dtype,
         "max_model_len": point.isl + point.osl + 256,
     }
+    if "gpt-oss" in point.model and point.system in ("h100_sxm", "h200_sxm"):
+        engine["moe_backend"] = "marlin"  # these rows were served with VLLM_MXFP4_USE_MARLIN=1
     if quantization:
         engine["quantization"] = quantization
     return {

@@ -52,6 +52,22 @@ def test_many_equals_one_by_one_bit_for_bit(pairs: list[tuple[int, int]], sizes:
     assert curve.many(np.array(sizes)).tolist() == [curve.ns(size) for size in sizes]
 
 
+@given(points, st.floats(0.5, 2e6), st.sampled_from([Curve, PowerCurve]), st.sampled_from(["measured", "extrapolated"]))
+def test_a_price_is_the_time_and_how_it_is_known(
+    pairs: list[tuple[int, int]], size: float, kind: type, how: str
+) -> None:
+    xs, ys = zip(*sorted(pairs), strict=True)
+    curve = kind(xs, ys, how)
+    assert curve.price(size) == (curve.ns(size), curve.how(size))
+    within = "interpolated" if xs[0] <= size <= xs[-1] and how == "measured" else "extrapolated"
+    assert curve.how(size) == (how if size in xs else within)
+
+
+def test_a_limit_must_be_a_point() -> None:
+    with pytest.raises(ValueError, match="limit"):
+        Curve([1, 4], [5, 6], limit=3)
+
+
 def test_how_a_size_is_known() -> None:
     curve = Curve([1, 4, 16, 64], [5, 6, 7, 9], limit=16)
     assert [curve.how(size) for size in (1, 2, 16, 17, 64, 0.5)] == [

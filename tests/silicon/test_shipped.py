@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from servetwin.errors import InputError
 from servetwin.timing.kernels import KernelProfile, KernelTables
 from servetwin.timing.kernels.attention import causal_pairs
 from servetwin.timing.kernels.gemm import FORMATS, roofline_ns
+from servetwin.timing.kernels.latent import attention_part, idle_ns, other_kernels_ns
+from servetwin.timing.kernels.mla import MlaTable
 from servetwin.timing.kernels.profile import LAYOUTS
 
 BLACKWELL = {"b200_sxm", "b300_sxm", "gb200", "gb300"}
@@ -162,7 +165,10 @@ def _look_up(tables: KernelTables, name: str, kind: str, row: dict[str, int]) ->
     elif kind == "moe":
         skew = {0: "balanced", 101: "power_law_1.01", 120: "power_law_1.2"}[row["skew"]]
         shape = [row[part] for part in ("tokens", "hidden", "inter", "topk", "experts", "tp", "ep")]
-        found = tables.moe(dtype, *shape, skew)
+        entry = tables.profile.tables[name]
+        assert name == f"moe_{entry['dtype']}_{entry['backend']}"
+        found = tables.moe(entry["dtype"], *shape, skew, entry["backend"])
+        assert found == tables.moe(entry["dtype"], *shape, skew), "what vLLM chose is what was timed"
     elif kind in ("allreduce", "nccl"):
         size = (row["gpus"], row["bytes"])
         found = tables.allreduce(*size, graph=dtype == "graph") if kind == "allreduce" else tables.nccl(dtype, *size)
@@ -345,9 +351,95 @@ def test_errors_are_given_for_every_table(h200: KernelTables) -> None:
     assert 0 < errors["shape"][0] < 0.05 < errors["shape"][1] < 0.2
 
 
+def test_a_layer_not_measured_with_a_backend_stands_on_one_that_was(h200: KernelTables) -> None:
+    """gpt-oss on Hopper was timed with Triton; Marlin, which computes slower there, with other models."""
+    shape = (2880, 2880, 4, 128)
+    chosen, triton = h200.moe_curve("w4a16_mxfp4", *shape), h200.moe_curve("w4a16_mxfp4", *shape, backend="triton")
+    marlin = h200.moe_curve("w4a16_mxfp4", *shape, backend="marlin")
+    assert chosen is not None and triton is not None and marlin is not None
+    assert chosen.ys == triton.ys and chosen.shape_how == "measured"
+    assert marlin.shape_how == "extrapolated"
+    assert 1.5 < marlin.ns(8192) / triton.ns(8192) < 4
+    assert h200.moe_curve("w4a16_mxfp4", *shape, backend="flashinfer_trtllm") is None
+    assert h200.moe_curve("fp8", 2048, 768, 8, 128, backend="marlin") is None
+
+
+@pytest.mark.parametrize("device", ["l40s", "rtx_pro_6000"])
+def test_marlin_of_one_weight_format_stands_in_for_another(device: str) -> None:
+    """Predicts the layers of gpt-oss, timed with Marlin on these devices, from the int4 layers of Kimi-K2."""
+    tables = KernelTables.for_device(device)
+    measured, other = tables._moe("w4a16_mxfp4", "marlin"), tables._moe("int4_wo", "marlin")
+    assert measured is not None and other is not None
+    errors = []
+    for shape in measured.shapes:
+        known = measured.curve(shape)
+        guess = other.stand_in(shape, np.ones(len(other.shapes), dtype=bool), "w4a16_mxfp4")
+        errors.append(guess.many(known.xs) / np.array(known.ys) - 1)
+    assert np.median(np.abs(np.concatenate(errors))) < 0.28
+    blackwell = KernelTables.for_device("b200_sxm")
+    assert blackwell._moe("w4a16_mxfp4", "marlin") is not None
+
+
+def test_a_stand_in_takes_at_least_what_the_least_layer_does(h200: KernelTables) -> None:
+    tiny = h200.moe("int4_wo", 1, 256, 64, 2, 8)
+    table = h200._moe("int4_wo", None)
+    assert tiny is not None and table is not None
+    assert tiny == (min(table.curve(shape).ys[0] for shape in table.shapes), "extrapolated")
+
+
 def test_small_kernels_are_bytes_over_bandwidth_and_a_launch(h200: KernelTables) -> None:
-    assert h200.elementwise_ns(0) == 3000
-    assert h200.elementwise_ns(4.8e9) == pytest.approx(3000 + 1e6 / 0.8)
+    cast = h200.profile.columns("quantize_static")
+    assert cast is not None
+    assert h200.elementwise_ns(0) == cast["ns"].min() == 1690
+    assert h200.elementwise_ns(4.8e9) == pytest.approx(1690 + 1e6 / 0.8)
+    assert KernelTables.for_device("a100_sxm").elementwise_ns(0) == 3000, "without a timed cast: AIConfigurator's rule"
+
+
+@pytest.mark.parametrize("device", ["h200_sxm", "b200_sxm", "gb200"])
+@pytest.mark.parametrize("phase", ["context", "generation"])
+def test_a_latent_module_is_the_sum_of_its_parts(device: str, phase: Literal["context", "generation"]) -> None:
+    """At the measured points, but where attention would be faster than its roofline."""
+    tables = KernelTables.for_device(device)
+    columns = tables.profile.columns(f"mla_{phase}_bf16_bf16")
+    surface = attention_part(tables, phase, 16, "bf16")
+    assert columns is not None and surface is not None
+    host = idle_ns(tables, phase, "bf16", MlaTable(columns))
+    rows = np.flatnonzero(columns["heads"] == 16)
+    floored = 0
+    for batch, length, ns in zip(*(columns[name][rows].tolist() for name in ("batch", "length", "ns")), strict=True):
+        tokens = batch * length if phase == "context" else batch
+        part = surface.ns[surface.batches.index(batch), surface.lengths.index(length)]
+        rest = other_kernels_ns(tables, 16, 2, np.array([float(tokens)]))[0]
+        assert part > 0
+        if part + rest + host == pytest.approx(ns, rel=1e-9):
+            continue
+        assert part + rest + host > ns
+        floored += 1
+    assert floored <= 0.05 * len(rows)
+    assert surface.how == ("extrapolated" if host else "interpolated")
+
+
+def test_latent_modules_that_waited_for_the_host_are_corrected() -> None:
+    """gb200 has the chip of b200_sxm: what its module of next to no work takes more is the host's."""
+    host, least = {}, {}
+    for device in ("b200_sxm", "gb200"):
+        tables = KernelTables.for_device(device)
+        columns = tables.profile.columns("mla_generation_bf16_bf16")
+        assert columns is not None
+        host[device] = idle_ns(tables, "generation", "bf16", MlaTable(columns))
+        least[device] = columns["ns"][(columns["heads"] == 1) & (columns["batch"] == 1)].min()
+    assert host["b200_sxm"] == 0
+    assert host["gb200"] == pytest.approx(least["gb200"] - least["b200_sxm"], rel=0.2)
+
+
+def test_a_kv_format_without_latent_modules_takes_the_other(h200: KernelTables) -> None:
+    l40s = KernelTables.for_device("l40s")
+    fp8, bf16 = l40s.latent_generation(16, "fp8"), l40s.latent_generation(16)
+    assert fp8 is not None and bf16 is not None
+    assert fp8.ns(8, 8 * 1000) == bf16.ns(8, 8 * 1000)
+    assert fp8.how(8, 8 * 1024 - 8) == "extrapolated"
+    assert KernelTables.for_device("a100_sxm").latent_context(16) is None
+    assert h200.latent_context(16) is not None
 
 
 def test_bad_profiles_are_refused(tmp_path: Path) -> None:
@@ -390,9 +482,9 @@ print(spent, *sorted(tables.profile._columns))
     assert min(float(run[0]) for run in runs) < 0.08
 
 
-def test_a_streaming_kernel_costs_less_than_the_rule_when_small_and_its_bytes_when_large(h200: KernelTables) -> None:
+def test_a_streaming_kernel_costs_a_launch_when_small_and_its_bytes_when_large(h200: KernelTables) -> None:
     curve = h200.streaming_curve()
     assert curve is not None
     assert curve.shape_how == "extrapolated"
-    assert 1500 < curve.ns(1000) < h200.elementwise_ns(1000)
+    assert h200.elementwise_ns(1000) < curve.ns(1000) < 3000
     assert curve.ns(1e9) == pytest.approx(1e9 / h200.device.memory_bandwidth * 1e9, rel=0.25)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from servetwin.cli import conformance, imports, list_, run, schema, show, validate
+from servetwin.cli import calibrate, conformance, imports, list_, run, schema, show, validate
 from servetwin.cli.faults import guarded
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("schema")(guarded(schema.schema))
 app.add_typer(imports.app, name="import")
 app.command("conformance")(guarded(conformance.conformance))
 app.command("validate")(guarded(validate.validate))
+app.command("calibrate")(guarded(calibrate.calibrate))
 
 
 @app.callback(invoke_without_command=True)

@@ -127,6 +127,7 @@ class Cluster:
     def _leave(self, request: Request) -> None:
         self.ended_requests.append(request)
         self.unfinished.pop(request.row, None)
+        self.engines[request.engine].unfinished -= 1
         self._in_system -= 1
 
     def _arrive(self, row: int, time: int) -> None:
@@ -136,6 +137,7 @@ class Cluster:
         assert self.new_request is not None
         request = self.new_request(row, time, engine)
         request.engine = engine.number
+        engine.unfinished += 1
         self.unfinished[row] = request
         longest = engine.scheduler.options.max_model_len
         if request.prompt >= longest:

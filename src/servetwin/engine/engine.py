@@ -79,6 +79,8 @@ class Engine:
         self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
         self.inbox: deque[tuple[Request, bool]] = deque()
         """arrivals and client aborts (True) that the loop has not looked at yet, in time order"""
+        self.unfinished = 0
+        """requests that were sent here and have not ended, from the moment at which they were sent"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
@@ -93,8 +95,9 @@ class Engine:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests (running, waiting), those in the inbox included."""
-        return len(self.scheduler.running), self.scheduler.waiting_count + len(self.inbox)
+        """Requests (running, waiting), those on their way included."""
+        running = len(self.scheduler.running)
+        return running, self.unfinished - running
 
     def wake(self, now: int) -> int | None:
         """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
@@ -106,8 +109,8 @@ class Engine:
                 oldest = batches.popleft()
                 self._finish(oldest, now)
                 self.awaiting = False
-                if not oldest.requests and self._stalled() and not self._fail_unservable(now):
-                    return self._next_look(now)
+                if self._stuck(oldest, now):
+                    return self._next_look(now, oldest)
             self._open_inbox(now)
             if self._horizon is not None and scheduler.running:
                 now = self._coast(now, self._horizon())
@@ -120,8 +123,8 @@ class Engine:
                     batch.end_ns = max(now, self._last_end)
                 batches.append(batch)
                 if len(batches) < self._room and (self._ran or scheduler.has_work):
-                    if self._stalled():
-                        return self._next_look(now)
+                    if self._stuck(batch, now):
+                        return self._next_look(now, batch)
                     continue
             elif batches:
                 self._ran = False
@@ -152,12 +155,19 @@ class Engine:
         self.on_end(request, now)
         return True
 
-    def _stalled(self) -> bool:
-        """Requests are there, but nothing runs and nothing could be scheduled: only an arrival or the end of a copy
-        can change that."""
-        return not self._ran and self.scheduler.has_work and not any(batch.requests for batch in self._batches)
+    def _stuck(self, batch: Batch, now: int) -> bool:
+        """`batch` came out empty, though requests are there, and nothing runs: at this moment nothing more can be done.
 
-    def _next_look(self, now: int) -> int | None:
+        Where a request that can never be served is in the way, it is ended, and the next one can be tried at once.
+        """
+        if self._ran or not self.scheduler.has_work or any(batch.requests for batch in (batch, *self._batches)):
+            return False
+        return bool(batch.preempted) or not self._fail_unservable(now)
+
+    def _next_look(self, now: int, batch: Batch) -> int | None:
+        """When to schedule again after `batch` came out empty."""
+        if batch.preempted:  # the queue is another one now
+            return now + (self.poll_ns or 0)
         connector = self.scheduler.connector
         end = connector.next_end_ns if connector else None
         if self.poll_ns is None:

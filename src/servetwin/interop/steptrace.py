@@ -23,8 +23,9 @@ from servetwin.engine.transfer import KVConnector
 from servetwin.errors import InputError, nearest
 from servetwin.memory.blocks import BlockPool
 from servetwin.memory.kv import KVCache, groups_for
-from servetwin.memory.prefix import PrefixChain, segment_key
+from servetwin.memory.prefix import PrefixChain
 from servetwin.timing.linear import LinearTimer
+from servetwin.workload.identity import BlockKeys
 
 COMPARED = ("t", "b", "e", "s", "p", "run", "wait", "free")
 _MASK = (1 << 64) - 1
@@ -253,7 +254,7 @@ def _request(trace: StepTrace, record: dict[str, Any], options: SchedulerOptions
     segments = [(int(seed), int(length)) for seed, length in record["prompt"]]
     prompt = sum(length for _, length in segments)
     row = int(record["r"])
-    chain = PrefixChain(segment_key(segments, _OUTPUT_SEED + row, options.block_size))
+    chain = PrefixChain(BlockKeys(segments, _OUTPUT_SEED + row, options.block_size).key)
     return Request(
         row,
         int(record["at"]),

@@ -47,6 +47,8 @@ class Observed:
     """NaN where there is none"""
     request: Ints | None = None
     """position of each entry's request in the workload"""
+    input_tokens: Ints | None = None
+    """of each entry's request"""
     labels: Mapping[str, str] = field(default_factory=dict)
     """what the run can be held out by"""
     source: str = ""
@@ -76,7 +78,7 @@ def point(
     source: str = "",
 ) -> Observed:
     """A run of which only the mean TTFT and TPOT (ms) are known."""
-    return Observed(name, scenario, base, np.array([ttft_ms]), np.array([tpot_ms]), None, labels or {}, source)
+    return Observed(name, scenario, base, np.array([ttft_ms]), np.array([tpot_ms]), labels=labels or {}, source=source)
 
 
 def read_observed(path: Path, template: Scenario, base: Path) -> list[Observed]:
@@ -115,6 +117,7 @@ def _replayed(path: Path, template: Scenario, base: Path) -> Observed:
         ttft_ms=real.ttft_ms[kept],
         tpot_ms=real.tpot_ms[kept],
         request=real.request[kept],
+        input_tokens=real.input_tokens[kept],
         labels={"file": path.name},
         source=str(path),
     )

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 MOST_ITERATIONS = 8
 ENOUGH_GAIN = 0.02
-"""the fit ends once an iteration lowers the sum of squares by less than this share"""
+"""the fit ends once an iteration lowers the sum of squares, or the slopes promise to, by less than this share"""
 GOOD_ENOUGH = 1e-3
 """or once the root of the sum of squares is below this"""
 TRIES = 3
@@ -54,18 +54,25 @@ def minimise(
         if iteration > 1:
             jacobian = slopes(at)
         for _ in range(TRIES):
-            there = np.clip(at + _step(jacobian, found, damping, at, low, high), low, high)
+            step = _step(jacobian, found, damping, at, low, high)
+            if _gain(found, found + jacobian @ step) < ENOUGH_GAIN:
+                return Fit(at, found, jacobian, iteration)
+            there = np.clip(at + step, low, high)
             new = residuals(there)
             if new @ new < found @ found:
                 break
             damping = max(1e-2, damping) * 10
         else:
             return Fit(at, found, jacobian, iteration)
-        gain = 1 - (new @ new) / (found @ found)
-        at, found, damping = there, new, damping / 10
+        gain, at, found, damping = _gain(found, new), there, new, damping / 10
         if gain < ENOUGH_GAIN or found @ found < GOOD_ENOUGH**2:
             return Fit(at, found, jacobian, iteration)
     return Fit(at, found, jacobian, MOST_ITERATIONS)
+
+
+def _gain(before: Floats, after: Floats) -> float:
+    """The share by which the sum of squares falls."""
+    return float(1 - (after @ after) / (before @ before))
 
 
 def _step(slopes: Floats, residuals: Floats, damping: float, at: Floats, low: Floats, high: Floats) -> Floats:

@@ -92,9 +92,7 @@ def _replay(work: tuple[str, Scenario, Path, Ints | None, Overlay]) -> Replay:
         if terms:
             file = Path(folder) / "overlay.yaml"
             file.write_text(document.write({"overlay": 1, "terms": terms}), encoding="utf-8")
-            scenario = scenario.model_copy(
-                update={"timing": scenario.timing.model_copy(update={"overlay": str(file)})}
-            )
+            scenario = scenario.model_copy(update={"timing": scenario.timing.model_copy(update={"overlay": str(file)})})
         try:
             run = simulate(scenario, base)
         except InputError as error:

@@ -112,7 +112,6 @@ class KVCache:
         if not self.caching:
             return self.miss
         length, found = tokens // self.block_size, list(self.miss.blocks)
-        kinds = {self.groups[i].window for i in self._by_kind}
         looked_up: set[int] = set()
         farthest = 0
         while True:
@@ -127,10 +126,10 @@ class KVCache:
                     found[i] = self._sliding_hit(i, chain, length)
                     length = len(found[i])
                 farthest = max(farthest, length)
-            # With one full and one sliding kind, the sliding hit is already within the full one.
-            if length == longest or len(kinds) <= 2:
+            if length == longest:  # every group can start from there
                 break
-        junction = farthest if len(kinds) > 1 and farthest > length else 0
+        several_kinds = len({group.window for group in self.groups}) > 1
+        junction = farthest if several_kinds and farthest > length else 0
         blocks = tuple(blocks[:length] for blocks in found)
         return Hit(length * self.block_size, blocks, junction * self.block_size)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Hashable
 
 BlockKey = Callable[[int], Hashable]
 """Maps block i of a request to a key that two requests share exactly when the tokens of their blocks are the same."""
@@ -39,35 +37,3 @@ class OwnChain:
 
     def __getitem__(self, block: int) -> int:
         return self._base + block
-
-
-def segment_key(segments: Sequence[tuple[int, int]], output_seed: int, block_size: int) -> BlockKey:
-    """Block keys of a prompt given as segments `(seed, length)`, followed by outputs `(output_seed, 0..)`.
-
-    Token j of a segment with seed s is the pair (s, j); the key of a block is the tuple of the pieces
-    (seed, first j, length) that cover it.
-    """
-    ends = list(accumulate(length for _, length in segments))
-    prompt = ends[-1] if ends else 0
-
-    def key(block: int) -> Hashable:
-        at, stop = block * block_size, (block + 1) * block_size
-        pieces: list[tuple[int, int, int]] = []
-        while at < min(stop, prompt):
-            i = bisect_right(ends, at)
-            seed, length = segments[i]
-            start = ends[i] - length
-            upto = min(stop, ends[i])
-            piece = (seed, at - start, upto - at)
-            # Two neighbouring pieces of one run are one piece, so that equal tokens have equal keys.
-            if pieces and pieces[-1][0] == seed and pieces[-1][1] + pieces[-1][2] == piece[1]:
-                piece = (seed, pieces[-1][1], pieces[-1][2] + piece[2])
-                pieces.pop()
-            pieces.append(piece)
-            at = upto
-        if stop > prompt:
-            start = max(at, prompt) - prompt
-            pieces.append((output_seed, start, stop - max(at, prompt)))
-        return tuple(pieces)
-
-    return key

@@ -66,6 +66,9 @@ class EngineOptions(Section):
         default=None, description="of the weights"
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = "auto"
+    moe_backend: Literal["auto", "marlin", "triton"] = Field(
+        default="auto", description="kernel of the experts; auto: what vLLM chose when the kernel tables were measured"
+    )
     max_model_len: Count | None = Field(default=None, description="longest prompt + output, tokens")
     max_num_seqs: Count | None = Field(default=None, description="most requests in one step")
     max_num_batched_tokens: Count | None = Field(default=None, description="most tokens in one step")

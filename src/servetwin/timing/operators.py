@@ -13,6 +13,11 @@ from servetwin.timing.shape import StepShape
 Price = tuple[float, str]
 """Time of one call in ns, and the kind of knowledge behind it (a field of `Ledger`)."""
 
+UNEVEN = 0.055
+"""How much of the difference between contexts as long as the longest, and equal ones of the same sum, decode attention
+takes: t = t_equal + 0.055 (t_longest - t_equal). The pooled coefficient of LLMServingSim's published skew measurements
+(RTX PRO 6000, vLLM 0.19: 0.054 to 0.075 over three models), taken over for all devices."""
+
 Needs = Literal["rows", "prefills", "decodes", "step"]
 """What an operator's time depends on: the rows it runs over; the prefills or the decodes of a step; all of it."""
 
@@ -57,6 +62,14 @@ def needs(operator: Operator) -> Needs:
             return "step"
         case _:
             return "rows"
+
+
+def uneven(pricer: DecodePricer, seqs: int, tokens: int, context: int, longest: int) -> Price:
+    """The price of decode attention over sequences of different lengths, `longest` among them."""
+    ns, how = pricer(seqs, tokens, context)
+    if longest * seqs > context:
+        ns += UNEVEN * (pricer(seqs, tokens, longest * seqs)[0] - ns)
+    return ns, how
 
 
 class _Part(NamedTuple):
@@ -108,7 +121,7 @@ class OperatorTimer:
         ]
 
     def step_ns(self, shape: StepShape) -> int:
-        prefills, new, old, pairs, decodes, decoded, context, _, _ = shape
+        prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
         tokens, logits = new + decoded, prefills + decoded
         if self._padded is not None:
             tokens = self._padded(tokens, prefills)
@@ -121,7 +134,7 @@ class OperatorTimer:
                 shares[_INDEX[how]] += int(ns * count)
         if decodes:
             for count, pricer in self._on_decodes:
-                ns, how = pricer(decodes, decoded, context)
+                ns, how = uneven(pricer, decodes, decoded, context, longest)
                 shares[_INDEX[how]] += int(ns * count)
         for count, pricer in self._on_step:
             ns, how = pricer(shape)
@@ -137,7 +150,7 @@ class OperatorTimer:
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
         if shape.prefill_seqs or self._on_step:
             return [self.step_ns(shape.later(i)) for i in range(steps)]
-        seqs, tokens, context = shape.decode_seqs, shape.decode_tokens, shape.decode_context
+        seqs, tokens, context, longest = shape[4:8]
         rows = tokens if self._padded is None else self._padded(tokens, 0)
         dense = self._token_shares.get(rows) or self._rows(self._token_shares, self._on_tokens, rows)
         head = self._logit_shares.get(tokens) or self._rows(self._logit_shares, self._on_logits, tokens)
@@ -146,12 +159,13 @@ class OperatorTimer:
         for _ in range(steps):
             duration = total
             for count, pricer in self._on_decodes:
-                ns, how = pricer(seqs, tokens, context)
+                ns, how = uneven(pricer, seqs, tokens, context, longest)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
                 duration += whole
             durations.append(duration)
             context += seqs
+            longest += 1
         self.ledger.add(tuple(a * steps + b for a, b in zip(fixed, shares, strict=True)))
         return durations
 
@@ -173,7 +187,7 @@ class OperatorTimer:
                 case "decodes":
                     if not shape.decode_seqs:
                         continue
-                    ns, how = pricer(*shape[4:7])
+                    ns, how = uneven(pricer, *shape[4:8])
                 case "step":
                     ns, how = pricer(shape)
             rows.append((operator.name, int(ns * count), how, source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from servetwin.model.kernels import AttentionKernel, Collective, Experts, Gemm, Operator
 from servetwin.model.sharding import Sharding
 from servetwin.timing.kernels.curve import Curve
+from servetwin.timing.kernels.latent import DEEPSEEK
 from servetwin.timing.kernels.tables import KernelTables
 from servetwin.timing.operators import Price, Pricer
 
@@ -19,19 +20,23 @@ EXPERT_TABLES = {
 
 
 class Silicon:
-    """Prices kernels of one device from its tables: matrix products, attention, experts, collectives inside a node,
-    and by the tables' own rule the small kernels between them. What has no table is left to other sources."""
+    """Prices kernels of one device from its tables: matrix products, attention, experts, collectives inside a node, and
+    analytically the small kernels between them. What has no table is left to other sources."""
 
     name = "silicon"
 
-    def __init__(self, tables: KernelTables, sharding: Sharding) -> None:
+    def __init__(self, tables: KernelTables, sharding: Sharding, moe_backend: str = "auto") -> None:
+        """`moe_backend` names the kernel of the experts as in vLLM; `auto` is what vLLM chose when they were timed."""
         self.tables, self.sharding = tables, sharding
+        self.moe_backend = None if moe_backend == "auto" else moe_backend
 
     def pricer(self, operator: Operator) -> Pricer | None:
         match operator:
             case Gemm():
                 name = operator.dtype.name
                 return _on_rows(self.tables.gemm_curve(GEMM_TABLES.get(name, name), operator.n, operator.k))
+            case AttentionKernel(kind="mla_context" | "mla_generation"):
+                return self._latent(operator)
             case AttentionKernel():
                 return self._attention(operator)
             case Experts():
@@ -53,36 +58,50 @@ class Silicon:
         return lambda rows: (fixed + a_row * rows, "analytic")
 
     def _attention(self, op: AttentionKernel) -> Pricer | None:
-        kv = "fp8" if op.dtype.bits <= 8 else "bf16"
-        if op.kind in ("mla_context", "mla_generation"):
-            return None
+        layout = (op.heads, op.kv_heads, op.qk_dim, op.window or 0, _kv(op))
         if op.is_context:
-            context = self.tables.context_attention(op.heads, op.kv_heads, op.qk_dim, op.window or 0, kv)
+            context = self.tables.context_attention(*layout)
             if context is None:
                 return None
-            return lambda seqs, tokens, old, pairs: (
-                context.ns(seqs, tokens, pairs),
-                context.how(seqs, tokens, pairs),
-            )
-        generation = self.tables.generation_attention(op.heads, op.kv_heads, op.qk_dim, op.window or 0, kv)
+            on_prefills = context.price
+            return lambda seqs, tokens, old, pairs: on_prefills(seqs, tokens, pairs)
+        generation = self.tables.generation_attention(*layout)
         if generation is None:
             return None
+        on_decodes = generation.price
+        return lambda seqs, tokens, context: on_decodes(seqs, context)
 
-        def price(seqs: int, tokens: int, context: int) -> Price:
-            return generation.ns(seqs, context), generation.how(seqs, context)
+    def _latent(self, op: AttentionKernel) -> Pricer | None:
+        """The part of the timed modules that is neither a projection nor a small kernel, for which a step has operators
+        of their own. None for other widths than the modules', and for sparse attention."""
+        widths = DEEPSEEK.context_widths if op.is_context else DEEPSEEK.generation_widths
+        if (op.qk_dim, op.v_dim) != widths or op.window is not None:
+            return None
+        if not op.is_context:
+            generation = self.tables.latent_generation(op.heads, _kv(op))
+            return None if generation is None else lambda seqs, tokens, old: generation.price(seqs, old)
+        context = self.tables.latent_context(op.heads, _kv(op))
+        expand = self.tables.gemm_curve("bf16", *DEEPSEEK.kv_up(op.heads))
+        if context is None or expand is None:
+            return None
+
+        def price(seqs: int, tokens: int, old: int, pairs: int) -> Price:
+            ns, how = context.price(seqs, tokens, pairs)
+            # Keys and values of what is in the cache are rebuilt from their latents.
+            return (ns + expand.ns(old) if old else ns), how
 
         return price
 
     def _experts(self, op: Experts) -> Pricer | None:
-        expert_ranks = op.experts // op.local_experts
-        width = self.sharding.expert_tensor
-        for name in EXPERT_TABLES.get(op.dtype.name, (op.dtype.name,)):
-            curve = self.tables.moe_curve(name, op.hidden, op.inter * width, op.top_k, op.experts, width, expert_ranks)
-            if curve is not None:
-                data = op.data
-                found = curve
-                return lambda rows: (found.ns(rows * data), found.how(rows * data))
-        return None
+        """Tables count the tokens of the whole expert-parallel group: those of this rank, which its tensor-parallel
+        ranks share, times the data-parallel ranks that each bring as many."""
+        ranks, width = self.sharding.expert, self.sharding.expert_tensor
+        shape = (op.hidden, op.inter * width, op.top_k, op.experts, width, ranks)
+        names = EXPERT_TABLES.get(op.dtype.name, (op.dtype.name,))
+        curves = [self.tables.moe_curve(name, *shape, backend=self.moe_backend) for name in names]
+        found = [curve for curve in curves if curve is not None]
+        measured = [curve for curve in found if curve.shape_how == "measured"]
+        return _on_rows(next(iter(measured + found), None), op.data)
 
     def _collective(self, op: Collective) -> Pricer | None:
         match op.kind:
@@ -97,10 +116,14 @@ class Silicon:
         return _on_rows(curve, op.bytes_a_row)
 
 
+def _kv(op: AttentionKernel) -> str:
+    return "fp8" if op.dtype.bits <= 8 else "bf16"
+
+
 def _on_rows(curve: Curve | None, scale: int = 1) -> Pricer | None:
     if curve is None:
         return None
-    ns, how = curve.ns, curve.how
+    price = curve.price
     if scale == 1:
-        return lambda rows: (ns(rows), how(rows))
-    return lambda rows: (ns(rows * scale), how(rows * scale))
+        return price
+    return lambda rows: price(rows * scale)

@@ -24,6 +24,11 @@ def own_seed(request: int) -> int:
     return FIRST_OWN_SEED + request
 
 
+def _folded(seed: int) -> int:
+    """Seeds onto whole numbers from 0, because Python's hashes of -1 and -2 are the same."""
+    return 2 * seed if seed >= 0 else -2 * seed - 1
+
+
 class BlockKeys:
     """Keys of the KV blocks of one request: `key(a) == key(b)` exactly when both blocks hold the same tokens.
 
@@ -46,17 +51,17 @@ class BlockKeys:
         for seed, length in prompt:
             if length:
                 self._starts.append(at)
-                self._seeds.append(seed)
+                self._seeds.append(_folded(seed))
                 at += length
         self._starts.append(at)
-        self._seeds.append(output_seed)
+        self._seeds.append(_folded(output_seed))
 
     @property
     def prompt_tokens(self) -> int:
         return self._starts[-1]
 
     def key(self, i: int) -> Hashable:
-        """Key of block i >= 0: bytes of literal ids, a flat tuple (seed, start, length, seed, …), or both."""
+        """Key of block i >= 0: bytes of literal ids, a flat tuple (folded seed, start, length, …), or both."""
         begin = i * self.block_size
         end = begin + self.block_size
         starts = self._starts

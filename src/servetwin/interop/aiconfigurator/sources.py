@@ -224,7 +224,8 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _split(source: Source, table: pa.Table, path: str) -> Iterator[Raw]:
     if source.kind == "moe":
-        table = table.append_column("backend", pa.array(map(_backend, table.column("kernel_source").to_pylist())))
+        backends = [_backend(str(kernel)) for kernel in table.column("kernel_source").to_pylist()]
+        table = table.append_column("backend", pa.array(backends))
     by = [column for column in source.split if column in table.column_names]
     combinations = table.select(by).group_by(by).aggregate([]).to_pylist() if by else [{}]
     for combination in sorted(combinations, key=lambda row: tuple(row.values())):

@@ -72,28 +72,31 @@ class ContextAttention:
         self._works = [causal_pairs(length, measured_window) for length in surface.lengths]
         self._curves: dict[int, PowerCurve] = {}
 
+    def price(self, seqs: int, tokens: int, pairs: int) -> tuple[float, How]:
+        """Time in ns of one layer over a batch of prefills (see `prefills` for the three sums), and how it is known:
+        with old tokens, or unequal lengths, at best interpolated."""
+        curve = self._curves.get(seqs) or self._curve(seqs)
+        spent, alone, whole = prefills(seqs, tokens, pairs, self.window)
+        fresh, how = curve.price(alone)
+        if spent <= alone:
+            return fresh, how
+        full, how_full = curve.price(whole)
+        known: How = "extrapolated" if "extrapolated" in (how, how_full) else "interpolated"
+        return fresh + (full - fresh) * (spent - alone) / (whole - alone), known
+
     def ns(self, seqs: int, tokens: int, pairs: int) -> float:
-        """Time in ns of one layer over a batch of prefills; see `prefills` for the three sums."""
-        curve = self._curve(seqs)
-        at = prefills(seqs, tokens, pairs, self.window)
-        fresh = curve.ns(at.fresh)
-        if at.pairs <= at.fresh:
-            return fresh
-        return fresh + (curve.ns(at.whole) - fresh) * (at.pairs - at.fresh) / (at.whole - at.fresh)
+        """The time of `price`."""
+        return self.price(seqs, tokens, pairs)[0]
 
     def how(self, seqs: int, tokens: int, pairs: int) -> How:
-        """How that time is known: with old tokens, or unequal lengths, at best interpolated."""
-        curve = self._curve(seqs)
-        at = prefills(seqs, tokens, pairs, self.window)
-        if at.pairs <= at.fresh:
-            return curve.how(at.fresh)
-        return worst("interpolated", curve.how(at.fresh), curve.how(at.whole))
+        """How that time is known."""
+        return self.price(seqs, tokens, pairs)[1]
 
     def _curve(self, seqs: int) -> PowerCurve:
-        if seqs not in self._curves:
-            times, limit, how = at_batch(self._surface, seqs)
-            self._curves[seqs] = PowerCurve(self._works, times, how, causal_pairs(limit, self._measured_window))
-        return self._curves[seqs]
+        times, limit, how = at_batch(self._surface, seqs)
+        curve = PowerCurve(self._works, times, how, causal_pairs(limit, self._measured_window))
+        self._curves[seqs] = curve
+        return curve
 
 
 class GenerationAttention:
@@ -104,16 +107,23 @@ class GenerationAttention:
         self._clip = 0 if window == measured_window else window
         self._curves: dict[int, Curve] = {}
 
-    def ns(self, seqs: int, context_sum: int) -> float:
-        """Time in ns of one layer for one new token in each of `seqs` sequences.
+    def price(self, seqs: int, context_sum: int) -> tuple[float, How]:
+        """Time in ns of one layer for one new token in each of `seqs` sequences, and how it is known.
 
         `context_sum` is the sum of their tokens before the step; each new token adds one key.
         """
-        return self.curve(seqs).ns(self._keys(context_sum / seqs))
+        keys = context_sum / seqs + 1.0
+        if self._clip and keys > self._clip:
+            keys = self._clip
+        return (self._curves.get(seqs) or self.curve(seqs)).price(keys)
+
+    def ns(self, seqs: int, context_sum: int) -> float:
+        """The time of `price`."""
+        return self.price(seqs, context_sum)[0]
 
     def how(self, seqs: int, context_sum: int) -> How:
         """How that time is known."""
-        return self.curve(seqs).how(self._keys(context_sum / seqs))
+        return self.price(seqs, context_sum)[1]
 
     def run(self, seqs: int, context_sum: int, steps: int) -> Floats:
         """Times in ns, shape (steps,), of consecutive decode steps of an unchanged batch; each equals `ns`."""
@@ -126,9 +136,6 @@ class GenerationAttention:
             times, limit, how = at_batch(self._surface, seqs)
             self._curves[seqs] = Curve(self._surface.lengths, times, how, affine=True, limit=limit)
         return self._curves[seqs]
-
-    def _keys(self, context: float) -> float:
-        return min(context + 1.0, self._clip) if self._clip else context + 1.0
 
 
 class AttentionTable:

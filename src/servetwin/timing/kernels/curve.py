@@ -21,6 +21,15 @@ def worst(*hows: How) -> How:
     return max(hows, key=_RANK.__getitem__)
 
 
+def _known(xs: list[float], limit: float, how: How) -> tuple[list[How], list[How]]:
+    """How times are known at each point, and after it up to the next one; measured ones end with the point `limit`."""
+    if limit not in xs:
+        raise ValueError("the limit must be one of the points")
+    at: list[How] = [how if x <= limit else "extrapolated" for x in xs]
+    after: list[How] = [worst(how, "interpolated") if x < limit else "extrapolated" for x in xs]
+    return at, after
+
+
 class Curve:
     """Time in ns over a size: straight lines between the points.
 
@@ -30,10 +39,10 @@ class Curve:
     `affine` is set (a decode step, whose fixed part does not grow with the context).
 
     `shape_how` tells how the curve itself was come by; a look-up is never better known than its curve. Points beyond
-    `limit` were filled in, not measured.
+    `limit`, itself a point, were filled in, not measured.
     """
 
-    __slots__ = ("_points", "limit", "shape_how", "slopes", "xs", "ys")
+    __slots__ = ("_after", "_at", "limit", "shape_how", "slopes", "xs", "ys")
 
     def __init__(
         self, xs: Sizes, ys: Sizes, how: How = "measured", affine: bool = False, limit: float | None = None
@@ -51,14 +60,25 @@ class Curve:
         self.slopes: list[float] = [*slopes.tolist(), tail]
         self.shape_how: How = how
         self.limit = self.xs[-1] if limit is None else limit
-        self._points = frozenset(at for at in self.xs if at <= self.limit)
+        self._at, self._after = _known(self.xs, self.limit, how)
 
-    def ns(self, size: float) -> float:
-        """Time in ns at one size."""
+    def price(self, size: float) -> tuple[float, How]:
+        """Time in ns at one size, and whether it was measured, lies between measurements, or beyond them."""
         i = bisect_right(self.xs, size) - 1
         if i < 0:
-            return self.ys[0]
-        return self.ys[i] + self.slopes[i] * (size - self.xs[i])
+            return self.ys[0], "extrapolated"
+        beyond = size - self.xs[i]
+        if beyond:
+            return self.ys[i] + self.slopes[i] * beyond, self._after[i]
+        return self.ys[i], self._at[i]
+
+    def ns(self, size: float) -> float:
+        """The time of `price`."""
+        return self.price(size)[0]
+
+    def how(self, size: float) -> How:
+        """How that time is known."""
+        return self.price(size)[1]
 
     def many(self, sizes: ArrayLike) -> Floats:
         """Times in ns at many sizes, bit for bit those of `ns`."""
@@ -69,13 +89,6 @@ class Curve:
         times: Floats = np.where(i < 0, y[0], y[inside] + slope[inside] * (at - x[inside]))
         return times
 
-    def how(self, size: float) -> How:
-        """Whether the time at this size was measured, lies between measurements, or beyond them."""
-        if size in self._points:
-            return self.shape_how
-        inside = self.xs[0] <= size <= self.limit
-        return worst(self.shape_how, "interpolated" if inside else "extrapolated")
-
 
 class PowerCurve:
     """Time in ns over an amount of work: a power law between neighbouring points.
@@ -84,7 +97,7 @@ class PowerCurve:
     straight line would overshoot. Below the first point constant, above the last one in proportion to the work.
     """
 
-    __slots__ = ("_points", "limit", "powers", "shape_how", "xs", "ys")
+    __slots__ = ("_after", "_at", "limit", "powers", "shape_how", "xs", "ys")
 
     def __init__(self, xs: Sizes, ys: Sizes, how: How = "measured", limit: float | None = None) -> None:
         x, y = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
@@ -95,22 +108,25 @@ class PowerCurve:
         self.powers: list[float] = [*(np.diff(np.log(y)) / np.diff(np.log(x))).tolist(), 1.0]
         self.shape_how: How = how
         self.limit = self.xs[-1] if limit is None else limit
-        self._points = frozenset(at for at in self.xs if at <= self.limit)
+        self._at, self._after = _known(self.xs, self.limit, how)
 
-    def ns(self, work: float) -> float:
-        """Time in ns for one amount of work."""
+    def price(self, work: float) -> tuple[float, How]:
+        """Time in ns for one amount of work, and whether it was measured, lies between measurements, or beyond them."""
         i = bisect_right(self.xs, work) - 1
         if i < 0:
-            return self.ys[0]
-        time: float = self.ys[i] * (work / self.xs[i]) ** self.powers[i]
-        return time
+            return self.ys[0], "extrapolated"
+        known = self.xs[i]
+        if work == known:
+            return self.ys[i], self._at[i]
+        return self.ys[i] * (work / known) ** self.powers[i], self._after[i]
+
+    def ns(self, work: float) -> float:
+        """The time of `price`."""
+        return self.price(work)[0]
 
     def how(self, work: float) -> How:
-        """Whether the time was measured, lies between measurements, or beyond them."""
-        if work in self._points:
-            return self.shape_how
-        inside = self.xs[0] <= work <= self.limit
-        return worst(self.shape_how, "interpolated" if inside else "extrapolated")
+        """How that time is known."""
+        return self.price(work)[1]
 
 
 def bracket(values: Sequence[int], wanted: float) -> tuple[int, int, float]:

@@ -14,11 +14,12 @@ class MlaTable:
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
-        self._heads: list[int] = np.unique(columns["heads"]).tolist()
+        self.heads: list[int] = np.unique(columns["heads"]).tolist()
+        """measured"""
 
     def surface(self, heads: int) -> Surface:
         """The surface for a number of heads on this rank: measured, or linear between measured ones."""
-        low, high, share = bracket(self._heads, heads)
+        low, high, share = bracket(self.heads, heads)
         if share:
             return blend(self._measured(low), self._measured(high), share)
         nearest = self._measured(low)

@@ -61,7 +61,7 @@ class MoeTable:
             shape: (columns["tokens"][a:b].astype(np.float64), columns["ns"][a:b].astype(np.float64))
             for shape, a, b in zip(self._shapes, starts.tolist(), ends.tolist(), strict=True)
         }
-        self._curves: dict[Experts, Curve] = {}
+        self._curves: dict[tuple[Experts, str], Curve] = {}
 
     @property
     def shapes(self) -> list[Experts]:
@@ -73,22 +73,27 @@ class MoeTable:
 
         The layer was measured, or stands on the nearest that was. `dtype`: the weights are of this other format.
         """
-        if shape not in self._curves:
-            if shape in self._points and dtype in (None, self._dtype):
-                self._curves[shape] = Curve(*self._points[shape])
+        key = (shape, dtype or self._dtype)
+        if key not in self._curves:
+            if shape in self._points and key[1] == self._dtype:
+                self._curves[key] = Curve(*self._points[shape])
             else:
-                self._curves[shape] = self.stand_in(shape, np.ones(len(self._shapes), dtype=bool), dtype)
-        return self._curves[shape]
+                self._curves[key] = self.stand_in(shape, np.ones(len(self._shapes), dtype=bool), dtype)
+        return self._curves[key]
 
     def stand_in(
         self, shape: Experts, among: np.ndarray[tuple[int], np.dtype[np.bool_]], dtype: str | None = None
     ) -> Curve:
-        """The nearest layer marked in `among`, scaled at every size by the ratio of the two rooflines."""
+        """The nearest layer marked in `among`, scaled at every size by the ratio of the two rooflines.
+
+        Never less than the shortest time among these: launches and the sorting of tokens do not shrink with the layer.
+        """
         nearest = self._shapes[int(np.argmin(np.where(among, self.distance(shape), np.inf)))]
+        least = min(self._points[known][1].min() for known, there in zip(self._shapes, among, strict=True) if there)
         tokens, times = self._points[nearest]
         wanted = roofline_ns(self._device, dtype or self._dtype, shape, tokens)
         ratio = wanted / roofline_ns(self._device, self._dtype, nearest, tokens)
-        return Curve(tokens, times * ratio, "extrapolated")
+        return Curve(tokens, np.maximum(times * ratio, least), "extrapolated")
 
     def distance(self, shape: Experts) -> Floats:
         """How far each measured layer is, in the order of `shapes`: sum of the log ratios of what decides the time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +12,16 @@ import numpy as np
 from servetwin.catalog.profiles import by_id, read_profile
 from servetwin.errors import InputError, nearest
 from servetwin.timing.kernels.alltoall import AllToAllTable
-from servetwin.timing.kernels.attention import AttentionTable, ContextAttention, GenerationAttention, causal_pairs
+from servetwin.timing.kernels.attention import (
+    AttentionTable,
+    ContextAttention,
+    GenerationAttention,
+    causal_pairs,
+)
 from servetwin.timing.kernels.curve import Curve, How
 from servetwin.timing.kernels.gemm import GemmTable, device_time, roofline_ns
 from servetwin.timing.kernels.keyed import KeyedTable
+from servetwin.timing.kernels.latent import attention_part
 from servetwin.timing.kernels.mla import MlaTable
 from servetwin.timing.kernels.moe import SKEWS, WEIGHT_ONLY_4_BIT, Experts, MoeTable, joined
 from servetwin.timing.kernels.profile import Columns, Device, KernelProfile
@@ -183,6 +190,16 @@ class KernelTables:
         table = self._table(f"mla_generation_{dtype}_{kv_dtype}", MlaTable)
         return None if table is None else GenerationAttention(table.surface(heads), 0, 0)
 
+    def latent_context(self, heads: int, kv_dtype: str = "bf16") -> ContextAttention | None:
+        """The attention alone of prefills of that module, without its projections and small kernels."""
+        surface = attention_part(self, "context", heads, kv_dtype)
+        return None if surface is None else ContextAttention(surface, 0, 0)
+
+    def latent_generation(self, heads: int, kv_dtype: str = "bf16") -> GenerationAttention | None:
+        """The same of decodes."""
+        surface = attention_part(self, "generation", heads, kv_dtype)
+        return None if surface is None else GenerationAttention(surface, 0, 0)
+
     def mla_bmm_curve(self, heads: int, post: bool = False) -> Curve | None:
         """Time over tokens of the batched product before or after absorbed latent attention (part of the modules)."""
         return self._keyed("mla_bmm_post" if post else "mla_bmm_pre", "heads", "tokens", heads)
@@ -232,18 +249,27 @@ class KernelTables:
     def elementwise_ns(self, size: float) -> float:
         """Analytic time of a small kernel (norm, rotary, KV write, activation, sampling) that moves `size` bytes.
 
-        No table has these. The rule is AIConfigurator's for memory-bound operations: bytes over 0.8 of the memory
-        bandwidth plus 3 us for a launch (`mem_bw_empirical_scaling_factor`, `mem_empirical_constant_latency` of its
-        system files, 0.5 instead of 0.8 for Arc Pro B60).
+        No table has these. The rule is AIConfigurator's for memory-bound operations, bytes over 0.8 of the memory
+        bandwidth plus a launch (`mem_bw_empirical_scaling_factor` of its system files, 0.5 instead of 0.8 for Arc Pro
+        B60). The launch is the least time of the one element-wise kernel that was timed, a cast to fp8 (1.4 to 3 us);
+        on a device without it AIConfigurator's 3 us (`mem_empirical_constant_latency`).
         """
-        device = self.device
-        return size / (device.memory_efficiency * device.memory_bandwidth) * 1e9 + device.launch_ns
+        return size * self._ns_a_byte + self._launch_ns
+
+    @cached_property
+    def _ns_a_byte(self) -> float:
+        return 1e9 / (self.device.memory_efficiency * self.device.memory_bandwidth)
+
+    @cached_property
+    def _launch_ns(self) -> float:
+        cast = self.profile.columns("quantize_static")
+        return self.device.launch_ns if cast is None else float(cast["ns"].min())
 
     def streaming_curve(self) -> Curve | None:
         """Time over bytes moved of the one element-wise kernel that was timed: (m, 8192) of bf16 cast to fp8.
 
         It reads two bytes an element and writes one. A stand-in, hence extrapolated, for other kernels that stream once
-        through their operands; its least time is 2.0 to 2.4 us, under the 3 us of `elementwise_ns`.
+        through their operands; its least time is also the launch of `elementwise_ns`.
         """
         cast = self.quantize_curve(8192)
         return None if cast is None else Curve([3 * 8192 * m for m in cast.xs], cast.ys, "extrapolated")

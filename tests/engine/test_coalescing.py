@@ -1,0 +1,100 @@
+"""Runs of unchanged decode batches, carried out in one go, give exactly what single steps give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
+from workloads import engines, tables
+
+from servetwin.engine.engine import Engine
+from servetwin.timing.host import HostOverhead
+from servetwin.timing.profile import ProfileTimer
+from servetwin.workload.table import RequestTable
+
+SLOW_HOST = HostOverhead(step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000)
+
+
+def assert_equal(scenario: Any, table: RequestTable, prepare: Callable[[Engine], None] | None = None) -> Ran:
+    coalesced = run(scenario, table, prepare=prepare)
+    single = run(scenario, table, coalesce=False, prepare=prepare)
+    ours, theirs = coalesced.everything(), single.everything()
+    for name in ours:
+        assert ours[name] == theirs[name], name
+    compact = run(scenario, table, expand=False, prepare=prepare)
+    assert compact.everything()["requests"] == ours["requests"]
+    assert sum(row["steps"] for row in compact.steps()) == len(ours["steps"])
+    return compact
+
+
+@settings(max_examples=120, deadline=None)
+@given(tables(), engines, st.integers(1, 3), st.sampled_from(["round_robin", "least_loaded", "random"]), st.booleans())
+def test_linear_law(
+    table: RequestTable, engine: dict[str, Any], replicas: int, routing: str, context_counts: bool
+) -> None:
+    timing = LINEAR | {"per_context_token_ns": 1 if context_counts else 0}
+    assert_equal(scenario_of(engine, replicas=replicas, routing=routing, timing=timing), table)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), engines, st.integers(1, 2))
+def test_time_spent_by_the_host(table: RequestTable, engine: dict[str, Any], replicas: int) -> None:
+    def slow(engine: Engine) -> None:
+        engine.host = SLOW_HOST
+
+    assert_equal(scenario_of(engine, replicas=replicas), table, slow)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(most=10), engines)
+def test_roofline(table: RequestTable, engine: dict[str, Any]) -> None:
+    assert_equal(scenario_of(engine, timing={"source": "roofline"}), table)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small measured profile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "profile"))
+        from profile_bundle import write_bundle
+    from servetwin.interop.llmservingsim_profile import import_profile
+
+    root = tmp_path_factory.mktemp("profile")
+    return import_profile(write_bundle(root), "tiny", root / "profiles", layers=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(table=tables(most=10), engine=engines)
+def test_measured_profile(profile: Path, table: RequestTable, engine: dict[str, Any]) -> None:
+    def measured(engine: Engine) -> None:
+        engine.timer = ProfileTimer.load(profile, 1)
+
+    assert_equal(scenario_of(engine), table, measured)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_long_runs_are_really_coalesced(asynchronous: bool) -> None:
+    rows = [Row(i * 50 * MS, prompt=100, output=400) for i in range(8)]
+    compact = assert_equal(scenario_of({"async_scheduling": asynchronous}), table_of(rows))
+    steps = compact.steps()
+    assert sum(row["steps"] for row in steps) > 10 * len(steps)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("delay", range(0, 12 * MS, MS // 2))
+def test_an_arrival_at_any_moment_of_a_run(asynchronous: bool, delay: int) -> None:
+    rows = [Row(prompt=50, output=60), Row(100 * MS + delay, prompt=30, output=5)]
+    assert_equal(scenario_of({"async_scheduling": asynchronous}), table_of(rows))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_arrival_exactly_at_a_step_boundary(asynchronous: bool) -> None:
+    law = {"source": "linear", "base_ns": 10}
+    for at in range(200, 240):
+        rows = [Row(prompt=50, output=60), Row(at, prompt=30, output=5)]
+        assert_equal(scenario_of({"async_scheduling": asynchronous}, timing=law), table_of(rows))
