@@ -57,6 +57,8 @@ class Result:
     point: Point
     ttft_ms: float
     tpot_ms: float
+    ttft_interval: tuple[float, float] = (0.0, 0.0)
+    tpot_interval: tuple[float, float] = (0.0, 0.0)
     error: str = ""
 
 
@@ -148,8 +150,15 @@ def simulate_point(job: tuple[Point, str | None]) -> Result:
         scenario = from_data(scenario_of(point, overlay), "point", Path())  # type: ignore[arg-type]
         summary = summarize(simulate(scenario))
     except InputError as error:
-        return Result(point, 0, 0, str(error))
-    return Result(point, summary["mean_ttft_ms"], summary["mean_tpot_ms"])
+        return Result(point, 0, 0, error=str(error))
+    interval = summary["interval"]
+    return Result(
+        point,
+        summary["mean_ttft_ms"],
+        summary["mean_tpot_ms"],
+        interval["mean_ttft_ms"],
+        interval["mean_tpot_ms"],
+    )
 
 
 def errors(results: Iterable[Result]) -> tuple[int, float, float, float, float]:
@@ -163,7 +172,15 @@ def errors(results: Iterable[Result]) -> tuple[int, float, float, float, float]:
 def show(title: str, results: list[Result]) -> None:
     if results:
         n, a, b, c, d = errors(results)
-        print(f"{title:<58} {n:>4}  TTFT {a:6.1f} ({b:+6.1f})  TPOT {c:6.1f} ({d:+6.1f})")
+        held = [
+            100 * statistics.fmean(low <= measured <= high for measured, (low, high) in pairs)
+            for pairs in (
+                [(r.point.ttft_ms, r.ttft_interval) for r in results],
+                [(r.point.tpot_ms, r.tpot_interval) for r in results],
+            )
+        ]
+        inside = f"inside the interval {held[0]:3.0f} % {held[1]:3.0f} %"
+        print(f"{title:<48} {n:>4}  TTFT {a:6.1f} ({b:+6.1f})  TPOT {c:6.1f} ({d:+6.1f})  {inside}")
 
 
 def main() -> None:

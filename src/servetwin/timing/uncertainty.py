@@ -111,7 +111,8 @@ def _operators_variance(timer: OperatorTimer, spread: Spread, shape: StepShape) 
 
 def _profile_variance(timer: ProfileTimer, shape: StepShape) -> float:
     """ns squared, from the leave-one-out error of the dense curves and of attention (its skew model's held-out error)."""
-    attention = float(timer.profile.data.get("skew", {}).get(timer.tensor, {}).get("fit", {}).get("holdout", {}).get("p50", 0.02))
+    skew = timer.profile.data.get("skew", {}).get(timer.tensor, {})
+    attention = float(skew.get("fit", {}).get("holdout", {}).get("p50", 0.02))
     dense = _left_out(timer.dense_curves())
     together = {"dense": 0.0, "attention": 0.0}
     for name, ns, how in timer.explain(shape):
