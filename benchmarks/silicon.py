@@ -1,6 +1,7 @@
 """Replay measured closed-loop serving points and print how far off TTFT and TPOT are.
 
-    python benchmarks/silicon.py ROWS.csv [--tier A1 ...] [--system h200_sxm ...] [--overlay FILE] [--out points.json]
+    python benchmarks/silicon.py ROWS.csv [--tier A1 ...] [--system h200_sxm ...] [--overlay FILE] [--out FILE]
+    python benchmarks/silicon.py ROWS.csv --calibrate [--model NAME ...]
 
 ROWS.csv is a table of points with columns tier, system, model_path, precision, kv_dtype, isl, osl, range_ratio,
 batch_size, num_prompts, tp_size, moe_ep_size, attention_dp_size, max_num_batched_tokens, silicon_ttft_ms and
@@ -14,6 +15,7 @@ import argparse
 import csv
 import json
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -183,6 +185,68 @@ def show(title: str, results: list[Result]) -> None:
         print(f"{title:<48} {n:>4}  TTFT {a:6.1f} ({b:+6.1f})  TPOT {c:6.1f} ({d:+6.1f})  {inside}")
 
 
+TERMS = ("prefill_factor", "decode_factor", "gap_ns", "gap_seq_ns", "request_ns")
+SHORT = ((1024, 1024), (8192, 1024))
+"""Shapes that are fitted; 1k/8k is always left unseen."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a family is fitted on (every other point of it, or all) and tested on."""
+
+    model: str
+    systems: tuple[str, ...]
+    halves: bool
+    """fit on every other point only, and test on the rest too"""
+    elsewhere: tuple[str, ...] = ()
+    """systems that the fit never sees"""
+
+
+PROTOCOLS = (
+    Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",)),
+    Protocol("openai/gpt-oss-120b", ("h100_sxm", "h200_sxm"), True),
+    Protocol("MiniMaxAI/MiniMax-M2.5", ("h200_sxm",), True),
+    Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), True),
+)
+
+
+def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> None:
+    """Fit a family's overlay and print the errors on what the fit saw and on what it did not."""
+    import numpy as np
+
+    from servetwin.measure.calibrate import calibrate
+    from servetwin.measure.calibration_data import point as observed_point
+    from servetwin.scenario.load import from_data
+
+    def order(p: Point) -> tuple[object, ...]:
+        return p.system, p.tensor, p.isl, p.osl, p.concurrency
+
+    family = sorted((p for p in points if p.model == protocol.model and not p.saturated), key=order)
+    short = [p for p in family if p.system in protocol.systems and (p.isl, p.osl) in SHORT]
+    fitted = short[::2] if protocol.halves else short
+    observed = [
+        observed_point(f"point {i}", from_data(scenario_of(p, None), "point", Path()), p.ttft_ms, p.tpot_ms)  # type: ignore[arg-type]
+        for i, p in enumerate(fitted)
+    ]
+    found = calibrate(observed, [np.ones(len(one), dtype=bool) for one in observed], TERMS, workers=jobs)
+    print(f"\n{protocol.model}: fitted on {len(fitted)} points of 1k/1k and 8k/1k, {', '.join(protocol.systems)}")
+    print("    " + ", ".join(f"{term.name} {term.value:.4g}" for term in found.terms))
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = Path(folder) / "overlay.yaml"
+        overlay.write_text(found.text([]))
+        parts = {
+            "seen": fitted,
+            "other half of 1k/1k and 8k/1k": [p for p in short if p not in fitted],
+            "1k/8k, unseen": [p for p in family if p.system in protocol.systems and (p.isl, p.osl) not in SHORT],
+            f"{', '.join(protocol.elsewhere)}, never fitted": [p for p in family if p.system in protocol.elsewhere],
+        }
+        for title, part in parts.items():
+            for name, used in (("raw", None), ("calibrated", str(overlay))):
+                with ProcessPoolExecutor(jobs) as workers:
+                    results = list(workers.map(simulate_point, [(p, used) for p in part], chunksize=2))
+                show(f"    {title}, {name}", [r for r in results if not r.error])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path)
@@ -192,6 +256,7 @@ def main() -> None:
     parser.add_argument("--overlay")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--calibrate", action="store_true", help="fit an overlay a family, test it on the rest")
     args = parser.parse_args()
     points = [
         p
@@ -200,6 +265,11 @@ def main() -> None:
         and (not args.system or p.system in args.system)
         and (not args.model or any(m in p.model for m in args.model))
     ]
+    if args.calibrate:
+        for protocol in PROTOCOLS:
+            if any(p.model == protocol.model for p in points):
+                calibrated(points, protocol, args.jobs)
+        return
     with ProcessPoolExecutor(args.jobs) as workers:
         results = list(workers.map(simulate_point, [(p, args.overlay) for p in points], chunksize=4))
     failed = [r for r in results if r.error]

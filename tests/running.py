@@ -67,8 +67,9 @@ def table_of(rows: Sequence[Row], *, concurrency: int | None = None, output_know
     """Requests row by row; the prompts of rows without segments are distinct."""
     segments = None
     if any(row.segments is not None for row in rows):
-        segments = [row.segments if row.segments is not None else [(1000 + i, row.prompt)] for i, row in
-        enumerate(rows)]
+        segments = [
+            row.segments if row.segments is not None else [(1000 + i, row.prompt)] for i, row in enumerate(rows)
+        ]
 
     def column(values: Sequence[int]) -> Any:
         return np.array(values, np.int64)

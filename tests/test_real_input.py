@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import scenario_of
 
+from running import scenario_of
 from servetwin.interop.llmservingsim import import_cluster
 from servetwin.measure.validate import validate
 from servetwin.results.files import write_run
@@ -20,11 +20,12 @@ LONGEST = 131_072
 
 
 def test_azure_conversations_complete(shared: Path) -> None:
-    """19,366 requests of an hour of Azure conversations; steps of 50 ms keep the run short."""
+    """19,366 requests of an hour of Azure conversations, in steps of 10 ms."""
     trace = shared / "data/traces/azure_2023_conv.csv"
-    timing = {"source": "linear", "base_ns": 50_000_000}
+    timing = {"source": "linear", "base_ns": 10_000_000}
     workload = {"trace": str(trace), "format": "azure"}
-    run = simulate(scenario_of({"max_model_len": LONGEST}, workload=workload, timing=timing))
+    engine = {"max_model_len": LONGEST, "enable_prefix_caching": False}
+    run = simulate(scenario_of(engine, workload=workload, timing=timing))
     rows = trace.read_text().splitlines()[1:]
     lengths = np.array([[int(cell) for cell in row.split(",")[1:]] for row in rows])
     assert len(run) == len(lengths) == 19_366

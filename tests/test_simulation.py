@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import MS, scenario_of
 
+from running import MS, scenario_of
 from servetwin.results.files import write_run
 from servetwin.results.run import REQUEST_COLUMNS, STEP_COLUMNS, Run
 from servetwin.simulation import simulate

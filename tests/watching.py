@@ -123,9 +123,7 @@ class WatchedScheduler(Scheduler):
             assert self.scheduled == self.due, "tokens were lost or made"
             for request in self.seen:
                 if request.status == Status.FINISHED and not request.preemptions:
-                    spare = self.scheduled[request.row] - (
-                        request.prompt - request.cached_tokens + request.outputs - 1
-                    )
+                    spare = self.scheduled[request.row] - (request.prompt - request.cached_tokens + request.outputs - 1)
                     # Scheduling ahead, an end that nobody foresaw has let one more step (or a stage's) begin.
                     assert 0 <= spare <= (self.options.max_batches - 1 if request.reason == "stop" else 0)
 

@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
-from running import MS, Row, table_of
 
+from running import MS, Row, table_of
 from servetwin.workload.table import RequestTable
 
 MAX_MODEL_LEN = 320
@@ -16,9 +16,7 @@ MAX_MODEL_LEN = 320
 def _row(random: Random, spread_ms: int) -> Row:
     arrival = random.choice([0, random.randrange(spread_ms + 1) * MS, random.randrange(spread_ms * MS + 1)])
     # Seeds 0 to 2 are shared, -1 and -2 quote what requests 0 and 1 answered.
-    shared = [
-        (random.choice([0, 0, 1, 2, -1, -2]), random.choice([3, 16, 32, 50])) for _ in range(random.randrange(4))
-    ]
+    shared = [(random.choice([0, 0, 1, 2, -1, -2]), random.choice([3, 16, 32, 50])) for _ in range(random.randrange(4))]
     own = random.randrange(1, 360 if random.random() < 0.05 else 120)
     output = random.choice([1, random.randint(1, 5), random.randint(1, 150), random.randint(100, 200)])
     abort = random.choice([0, random.randrange(3 * MS), random.randrange(600 * MS)])

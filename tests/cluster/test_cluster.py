@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 
+from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.request import Status
 from servetwin.timing.host import HostOverhead
 
@@ -124,7 +124,7 @@ class TestArrivals:
 class TestQueueingTheory:
     """A server with one place and a fixed time per step is a queue that theory knows."""
 
-    COUNT = 40_000
+    COUNT = 25_000
     SERVICE = 10 * MS
 
     def waiting(self, rate: float, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]

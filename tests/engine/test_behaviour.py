@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
-from watching import watched
 
+from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.request import Status
 from servetwin.errors import InputError
+from watching import watched
 
 
 def serve(rows: Sequence[Row], engine: dict[str, Any] | None = None, **workload: Any) -> Ran:
@@ -117,12 +117,14 @@ def test_a_stop_that_nobody_foresees_costs_one_step_ahead() -> None:
     assert sync.requests[0].token_ns == ahead.requests[0].token_ns == foreseen.requests[0].token_ns
 
 
-class TestOrder:
-    ONE = {"max_num_seqs": 1, "async_scheduling": False}
+ONE_PLACE = {"max_num_seqs": 1, "async_scheduling": False}
+CACHING = {"async_scheduling": False, "enable_prefix_caching": True}
 
+
+class TestOrder:
     def served(self, priorities: list[int], engine: dict[str, Any]) -> list[int]:
         rows = [Row(i, prompt=10, output=3, priority=p) for i, p in enumerate(priorities)]
-        ran = serve(rows, self.ONE | engine)
+        ran = serve(rows, ONE_PLACE | engine)
         return sorted(range(len(rows)), key=lambda row: ran.requests[row].scheduled_ns)
 
     def test_first_come_first_served(self) -> None:
@@ -158,10 +160,8 @@ class TestOrder:
 
 
 class TestPrefixCaching:
-    ENGINE = {"async_scheduling": False, "enable_prefix_caching": True}
-
     def cached(self, rows: Sequence[Row], **engine: Any) -> list[int]:
-        return [request.cached_tokens for request in serve(rows, self.ENGINE | engine).requests]
+        return [request.cached_tokens for request in serve(rows, CACHING | engine).requests]
 
     @pytest.mark.parametrize(("prompt", "hit"), [(15, 0), (16, 0), (17, 16), (64, 48), (65, 64)])
     def test_the_last_prompt_token_is_always_computed(self, prompt: int, hit: int) -> None:

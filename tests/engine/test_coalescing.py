@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
-from workloads import engines, tables
 
+from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.engine import Engine
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.profile import ProfileTimer
 from servetwin.workload.table import RequestTable
+from workloads import engines, tables
 
 SLOW_HOST = HostOverhead(step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import astuple
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import run, scenario_of
-from watching import watched
-from workloads import engines, tables
 
+from running import run, scenario_of
 from servetwin.interop.steptrace import StepTrace, replay
 from servetwin.timing.host import HostOverhead
 from servetwin.workload.table import RequestTable
+from watching import watched
+from workloads import engines, tables
 
 
 @settings(max_examples=120, deadline=None)
@@ -55,7 +56,7 @@ def test_of_a_cluster(
         mine = [step for step in steps if step["engine"] == number]
         assert [step["step"] for step in mine] == list(range(len(mine)))
         assert all(step["end_ns"] - step["start_ns"] >= 1 for step in mine), "a step takes at least 1 ns"
-        assert all(a["end_ns"] <= b["start_ns"] for a, b in zip(mine, mine[1:], strict=False)), "one device, one step"
+        assert all(a["end_ns"] <= b["start_ns"] for a, b in pairwise(mine)), "one device, one step"
         gaps = sum(host.gap(step["prefill_seqs"] + step["decode_seqs"]) for step in mine)
         device = sum(step["end_ns"] - step["start_ns"] for step in mine)
         assert sum(astuple(one.timer.ledger)) == device - gaps, "all time priced is accounted for"

@@ -28,8 +28,10 @@ from servetwin.measure.calibration_runs import Runs
 from servetwin.measure.calibration_terms import FITTED, check_told_apart, choose, confused, terms_named
 from servetwin.results.metrics import summarize
 from servetwin.scenario.load import from_data
+from servetwin.scenario.resolve import resolve
 from servetwin.scenario.schema import Scenario
 from servetwin.simulation import simulate
+from servetwin.timing.choose import host_of
 from servetwin.timing.overlay import Overlay, read_overlay
 
 TRUTH = Overlay(prefill_factor=1.3, gap_ns=900_000, request_ns=4_000_000)
@@ -94,7 +96,9 @@ def test_known_terms_are_found_and_hold_elsewhere(points: Path) -> None:
     for metric in ("ttft", "tpot"):
         assert found.unseen.raw[metric].mape_percent > 10
         assert found.unseen.calibrated[metric].mape_percent < 1
-    assert {term.name: term.start for term in found.terms}["gap_ns"] == 500_000
+    assert {term.name: term.start for term in found.terms}["gap_ns"] == host_of(
+        resolve(observed[0].scenario).pools[0]
+    ).gap_ns
     assert found.left_out == {} and found.notes == []
 
 
@@ -141,8 +145,8 @@ def test_terms_of_the_scenarios_overlay_stay(points: Path, tmp_path: Path) -> No
 
 
 def test_requests_of_a_bench_run_are_the_observations(tmp_path: Path) -> None:
-    arrivals = {"process": "poisson", "rate": 20}
-    lengths = {"distribution": "uniform", "min": 100, "max": 2000}
+    arrivals = {"process": "poisson", "rate": 10}
+    lengths = {"distribution": "uniform", "min": 500, "max": 7000}
     scenario = template({"arrivals": arrivals, "requests": 80, "input_tokens": lengths, "output_tokens": 20})
     (tmp_path / "truth.yaml").write_text("overlay: 1\nterms: {prefill_factor: 1.4, gap_ns: 800000}\n")
     timing = scenario.timing.model_copy(update={"overlay": "truth.yaml"})
@@ -160,10 +164,10 @@ def test_requests_of_a_bench_run_are_the_observations(tmp_path: Path) -> None:
     masks = split_at_random(observed, 0.5, 0)
     assert [len(one) for one in observed] == [80] and int(masks[0].sum()) == 40
     found = calibrate(observed, masks, ["prefill_factor", "gap_ns"])
-    assert found.overlay.prefill_factor == pytest.approx(1.4, rel=0.02)
-    assert found.overlay.gap_ns == pytest.approx(800_000, rel=0.02)
+    assert found.overlay.prefill_factor == pytest.approx(1.4, rel=0.01)
+    assert found.overlay.gap_ns == pytest.approx(800_000, rel=0.01)
     assert found.unseen.raw["ttft"].figures == 40
-    assert found.unseen.calibrated["ttft"].mape_percent < found.unseen.raw["ttft"].mape_percent / 5
+    assert found.unseen.calibrated["ttft"].mape_percent < 1 < found.unseen.raw["ttft"].mape_percent
 
     columns["input_lens"] = [n + 1 for n in columns["input_lens"]]
     real.write_text(json.dumps(columns))
@@ -228,6 +232,7 @@ def test_terms_are_chosen_when_none_are_named(one_concurrency: list[Observed]) -
     ("terms", "message"),
     [
         (["gap"], "unknown term; found 'gap'; allowed: prefill_factor, gap_ns, .*did you mean 'gap_ns'"),
+        ([], "--terms: names no term; allowed: prefill_factor, gap_ns"),
         (["gap_ns", "gap_ns"], "stands twice; found 'gap_ns'"),
         (["kv_factor"], "no run of the train part is limited by KV blocks; found 'kv_factor'; allowed: leave it out"),
     ],

@@ -67,14 +67,21 @@ def test_prompts_of_their_own(lengths: list[int], block_size: int) -> None:
 
 def test_keys_have_the_canonical_form() -> None:
     keys = keys_of(table_of([20], segments=[[(5, 10), (6, 10)]]), 0, 8)
-    assert [keys.key(i) for i in range(4)] == [(5, 0, 8), (5, 8, 2, 6, 0, 6), (6, 6, 4, -1, 0, 4), (-1, 4, 8)]
+    # Seeds 5, 6 and -1 are folded to 10, 12 and 1.
+    assert [keys.key(i) for i in range(4)] == [(10, 0, 8), (10, 8, 2, 12, 0, 6), (12, 6, 4, 1, 0, 4), (1, 4, 8)]
     keys = keys_of(table_of([3], token_ids=[np.array([7, 8, 9], np.int64)]), 0, 2)
     first, rest = np.array([7, 8], np.int32).tobytes(), np.array([9], np.int32).tobytes()
-    assert [keys.key(i) for i in range(3)] == [first, (rest, -1, 0, 1), (-1, 1, 2)]
+    assert [keys.key(i) for i in range(3)] == [first, (rest, 1, 0, 1), (1, 1, 2)]
 
 
 def test_the_output_has_no_end() -> None:
-    assert keys_of(table_of([4]), 0, 16).key(10**12) == (-1, 16 * 10**12 - 4, 16)
+    assert keys_of(table_of([4]), 0, 16).key(10**12) == (1, 16 * 10**12 - 4, 16)
+
+
+def test_hashes_of_answers_differ() -> None:
+    """hash(-1) == hash(-2), and the answers of requests 0 and 1 have these seeds."""
+    table = table_of([16, 16])
+    assert len({hash(keys_of(table, request, 16).key(1)) for request in range(2)}) == 2
 
 
 def test_a_prompt_that_does_not_add_up_is_a_fault() -> None:

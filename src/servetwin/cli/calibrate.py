@@ -50,6 +50,8 @@ def calibrate(
 
     if output.exists() and not overwrite:
         raise InputError("the file is there already", where=str(output), allowed="another file, or --overwrite")
+    if not output.parent.is_dir():
+        raise InputError("no such folder", where=str(output.parent))
     if hold_out is not None and train is not None:
         raise InputError("goes without --train", where="--hold-out", allowed="one of the two")
     template = load(scenario)

@@ -20,7 +20,8 @@ from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.engine.transfer import KVConnector
-from servetwin.errors import InputError, nearest
+from servetwin.errors import InputError
+from servetwin.interop.steptrace_check import check_header, check_request
 from servetwin.memory.blocks import BlockPool
 from servetwin.memory.kv import KVCache, groups_for
 from servetwin.memory.prefix import PrefixChain
@@ -50,7 +51,6 @@ _NAMES = {
     "max_model_len": "max_model_len",
     "block_size": "block_size",
 }
-_OTHER = {"num_blocks", "attn", "window", "kv_role", "scheduling_policy", "policy"}
 
 
 def splitmix64(x: int) -> int:
@@ -92,14 +92,21 @@ def read_trace(path: Path) -> StepTrace:
         InputError: the file is missing, is not JSON lines, or lacks a header or a request's fields.
     """
     trace = StepTrace(path, {}, [])
+    rows: set[int] = set()
     for number, record in _records(path):
         kind = record.get("kind")
         if kind == "header":
             trace.header = record
         elif kind == "req":
-            missing = [key for key in ("r", "at", "prompt", "max_tokens") if key not in record]
-            if missing:
-                raise InputError(f"request without {missing[0]!r}", where=str(path), field=f"line {number}")
+            try:
+                check_request(record)
+            except InputError as error:
+                error.field = f"line {number}: {error.field}" if error.field else f"line {number}"
+                raise error.at(str(path)) from None
+            if record["r"] in rows:
+                message = "second request of this number"
+                raise InputError(message, where=str(path), field=f"line {number}", found=record["r"])
+            rows.add(record["r"])
             trace.requests.append(record)
         elif kind == "step":
             trace.steps.append(record)
@@ -134,18 +141,11 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _options(trace: StepTrace) -> SchedulerOptions:
-    config = dict(trace.header.get("config", {}))
-    for key in config:
-        if key not in _NAMES and key not in _OTHER:
-            raise InputError(
-                "unknown engine option",
-                where=str(trace.path),
-                field=f"header.config.{key}",
-                hint=nearest(key, [*_NAMES, *_OTHER]),
-            )
-    for key in ("num_blocks", "budget", "max_seqs"):
-        if key not in config:
-            raise InputError(f"no {key!r}", where=str(trace.path), field="header.config")
+    try:
+        check_header(trace.header)
+    except InputError as error:
+        raise error.at(str(trace.path)) from None
+    config = trace.header["config"]
     values: dict[str, Any] = {"enable_prefix_caching": False, "max_model_len": 4096}
     values |= {_NAMES[key]: value for key, value in config.items() if key in _NAMES}
     window = config.get("window")

@@ -73,6 +73,8 @@ BY_NAME = {term.name: term for term in FITTED}
 
 def terms_named(names: Sequence[str]) -> list[Term]:
     """The terms of these names. Raises InputError."""
+    if not names:
+        raise InputError("names no term", where="--terms", allowed=", ".join(BY_NAME))
     for at, name in enumerate(names):
         if name not in BY_NAME:
             hint = nearest(name, BY_NAME)

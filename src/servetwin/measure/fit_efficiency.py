@@ -1,4 +1,5 @@
-"""Fits the laws of `servetwin.timing.efficiency` on the shipped kernel tables and writes `catalog/efficiency.yaml`.
+"""Fits the laws of `servetwin.timing.efficiency` on the shipped kernel tables and writes `catalog/efficiency.yaml`, and
+beside it `efficiency_errors.yaml`.
 
     python -m servetwin.measure.fit_efficiency
 
@@ -10,16 +11,14 @@ device, and without each chip, and its error on what was left out is written bes
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from servetwin import catalog
 from servetwin.measure.kernel_points import LIMITS, TABLES, Floats, Points, fitted_devices, pick, points_of, tables_used
-from servetwin.timing.efficiency import FILE, TERMS, USUAL_UNITS, Law, family, law_ns
+from servetwin.timing.efficiency import ERRORS, FILE, TERMS, USUAL_UNITS, Law, family, law_ns
 from servetwin.timing.kernels.tables import KernelTables
 
 CHIPS = {
@@ -197,23 +196,20 @@ def by_chip() -> dict[str, Sequence[str]]:
     return {chip: [name for name in names if CHIPS[name] == chip] for chip in sorted({CHIPS[n] for n in names})}
 
 
-def document() -> dict[str, Any]:
-    """What `catalog/efficiency.yaml` holds."""
+def documents() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `catalog/efficiency.yaml` and `efficiency_errors.yaml` hold."""
     data = load()
-    laws = fit(data)
     device, chip = left_out(data, by_device()), left_out(data, by_chip())
-    return {
-        "schema": 1,
-        "fitted": {
-            "by": "servetwin.measure.fit_efficiency: least squares of log time, equal weight a chip",
-            "on": {name: tables_hash(name) for name in fitted_devices()},
-            "usual_units": USUAL_UNITS,
-            "tables": {kind: list(tables) for kind, tables in TABLES.items()},
-            "points": {kind: sum(len(p.ns) for p in data[kind].values()) for kind in data},
-        },
-        "laws": {kind: _written(kind, law) for kind, law in laws.items()},
-        "errors": {kind: {"device_out": device.get(kind), "chip_out": chip.get(kind)} for kind in data},
+    fitted = {
+        "by": "servetwin.measure.fit_efficiency: least squares of log time, equal weight a chip",
+        "on": {name: tables_hash(name) for name in fitted_devices()},
+        "usual_units": USUAL_UNITS,
+        "tables": {kind: list(tables) for kind, tables in TABLES.items()},
+        "points": {kind: sum(len(p.ns) for p in data[kind].values()) for kind in data},
     }
+    laws = {kind: _written(kind, law) for kind, law in fit(data).items()}
+    errors = {kind: {"device_out": device[kind], "chip_out": chip[kind]} for kind in data}
+    return {"schema": 1, "fitted": fitted, "laws": laws}, {"schema": 1, "errors": errors}
 
 
 def tables_hash(device: str) -> str:
@@ -225,7 +221,7 @@ def tables_hash(device: str) -> str:
 
 def _written(kind: str, law: Law) -> dict[str, Any]:
     def short(value: float) -> float:
-        return float(f"{value:.4g}")
+        return float(f"{value:.4g}") if value > 1e-5 else 0.0
 
     return {
         "fixed_ns": short(law.fixed_ns),
@@ -241,16 +237,21 @@ HEAD = """\
 # How much of its datasheet a device reaches, by kind of kernel (servetwin.timing.efficiency, docs/roofline.md).
 # Written by `python -m servetwin.measure.fit_efficiency`; not to be edited.
 # Fitted on kernel tables derived from NVIDIA AIConfigurator (Apache-2.0, see NOTICE): `fitted.on` is the sha256
-# of the names and hashes of each device's tables. Errors are [median |error|, 90th percentile, median error], relative
-# to measured times, of laws fitted without the device (device_out) or without all devices of its chip (chip_out).
+# of the names and hashes of each device's tables.
+"""
+HEAD_OF_ERRORS = """\
+# How far the laws of efficiency.yaml are off: [median |error|, 90th percentile, median error], relative to measured
+# times, of laws fitted without the device (device_out) or without all devices of its chip (chip_out).
+# Written by `python -m servetwin.measure.fit_efficiency`; not to be edited.
 """
 
 
-def main(path: Path = FILE) -> None:
+def write(laws: dict[str, Any], errors: dict[str, Any]) -> None:
     import yaml
 
-    path.write_text(HEAD + yaml.safe_dump(document(), sort_keys=False, width=120, default_flow_style=None))
+    for path, head, data in ((FILE, HEAD, laws), (ERRORS, HEAD_OF_ERRORS, errors)):
+        path.write_text(head + yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    write(*documents())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from servetwin import catalog
 from servetwin.measure.fit_efficiency import CHIPS, Laws, by_chip, fit, load
+from servetwin.measure.kernel_points import TABLES
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.model.kernels import Collective, Operator
 from servetwin.model.operators import operators
@@ -69,9 +70,11 @@ class Compared(NamedTuple):
         return self.roofline / self.silicon - 1
 
 
-def compare(cases: Sequence[tuple[str, str | None, int, str]] = CASES) -> Iterator[Compared]:
-    """Every step of every case."""
-    data = load()
+def compare(
+    cases: Sequence[tuple[str, str | None, int, str]] = CASES, kinds: Sequence[str] = tuple(TABLES)
+) -> Iterator[Compared]:
+    """Every step of every case, with laws of the `kinds` of kernels that its model needs."""
+    data = load(kinds)
     without: dict[str, Laws] = {}
     for model, quantization, tensor, name in cases:
         chip = CHIPS[name]
