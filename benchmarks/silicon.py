@@ -185,7 +185,7 @@ def show(title: str, results: list[Result]) -> None:
         print(f"{title:<48} {n:>4}  TTFT {a:6.1f} ({b:+6.1f})  TPOT {c:6.1f} ({d:+6.1f})  {inside}")
 
 
-TERMS = ("prefill_factor", "decode_factor", "gap_ns", "gap_seq_ns", "request_ns")
+TERMS = ("prefill_factor", "decode_factor", "attention_factor", "gap_ns", "gap_seq_ns", "request_ns")
 SHORT = ((1024, 1024), (8192, 1024))
 """Shapes that are fitted; 1k/8k is always left unseen."""
 

@@ -154,7 +154,7 @@ def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
     for kind, mask in (("prefill", column["prefill_seqs"] > 0), ("decode", column["prefill_seqs"] == 0)):
         if mask.any():
             weight = column["steps"][mask]
-            means = {name: int(round(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
+            means = {name: round(float(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
             seqs, tokens, old, decodes, context = means.values()
             seqs = max(1, seqs) if kind == "prefill" else 0
             pairs = tokens * old // max(1, seqs) + tokens * (tokens // max(1, seqs) + 1) // 2

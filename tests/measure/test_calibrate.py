@@ -225,7 +225,14 @@ def test_terms_are_chosen_when_none_are_named(one_concurrency: list[Observed]) -
     assert [term.name for term in found.terms] == ["prefill_factor", "gap_ns"]
     assert found.left_out["kv_factor"] == "no run of the train part is limited by KV blocks"
     assert found.left_out["request_ns"] == "6 figures hold no more terms (3 for each)"
-    assert set(found.left_out) == {"request_ns", "decode_factor", "gap_seq_ns", "kv_factor", "step_ns"}
+    assert set(found.left_out) == {
+        "request_ns",
+        "decode_factor",
+        "attention_factor",
+        "gap_seq_ns",
+        "kv_factor",
+        "step_ns",
+    }
 
 
 @pytest.mark.parametrize(

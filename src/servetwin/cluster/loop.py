@@ -99,6 +99,8 @@ class Cluster:
                 self._deliver(delivery[3], delivery[4], delivery[0])
                 continue
             if wake is None:
+                if self.unfinished:  # C2: nothing is left to happen, so they would never end
+                    raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} never ended")
                 return
             heapq.heappop(self._wakes)
             time, number = wake

@@ -110,7 +110,7 @@ class Scheduler:
                 "and chunked prefill is off"
             )
         needed = self.kv.blocks_needed(request.row, request.known, 0, self.kv.miss, admission=True)
-        if needed <= options.usable_blocks:
+        if needed <= options.usable_blocks and self.kv.pool.used:
             return None
         return request, f"it needs {needed} KV blocks and the engine has {options.usable_blocks}"
 

@@ -63,6 +63,7 @@ FITTED: tuple[Term, ...] = (
     Term("gap_ns", 250_000, 0, 50_000_000, "steps of different lengths"),
     Term("request_ns", 5_000_000, 0, 1_000_000_000, "several prompt lengths, arrivals at the client"),
     Term("decode_factor", 0.05, 0.3, 3.0, "decodes of different cost: tensor parallelism, contexts, concurrencies"),
+    Term("attention_factor", 0.05, 0.3, 3.0, "decodes of several context lengths, priced operator by operator"),
     Term("gap_seq_ns", 5_000, 0, 1_000_000, "several concurrencies"),
     Term("kv_factor", 0.05, 0.5, 2.0, "runs limited by KV blocks, their number not set in the scenario"),
     Term("step_ns", 250_000, 0, 50_000_000, "steps that the host delays"),

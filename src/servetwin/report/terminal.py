@@ -92,7 +92,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if summary["partial"]:
         line("Partial: the run was interrupted; only what had finished is counted.", "yellow")
     if summary.get("interval"):
-        line(f"[low, high]: {100 * summary['interval']['level']:.0f} % interval from the spread of the step times' sources.")
+        level = 100 * summary["interval"]["level"]
+        line(f"[low, high]: {level:.0f} % interval, from the spread of what step times were priced with.")
     verdict = summary["saturation"]["verdict"]
     if summary["saturation"]["saturated"] or verdict.startswith("undecided"):
         line(verdict[0].upper() + verdict[1:] + ".", "yellow")

@@ -1,11 +1,14 @@
 """Intervals beside the metrics: how sure a run is of its latencies, as far as its step times go.
 
-Were every step longer by a share e, a request's times would be longer by e times its *exposure*: the time that it spends
-on steps, its own and those of the requests before it in a queue that never empties. A request that is taken up at once is
-exposed for as long as it is in the system. One that arrives while others wait is exposed since that queue began to form,
+Were every step longer by a share e, a request's times would be longer by e times its *exposure*: the time that it
+spends
+on steps, its own and those of the requests before it in a queue that never empties. A request that is taken up at
+once is
+exposed for as long as it is in the system. One that arrives while others wait is exposed since that queue began to
+form,
 because every step since then has pushed it back (infinitesimal perturbation analysis of a busy period: Ho and Cao,
-Perturbation Analysis of Discrete Event Dynamic Systems, 1991). In a closed loop clients wait for answers, so arrivals move
-with the steps and a request is exposed only while it is in the system.
+Perturbation Analysis of Discrete Event Dynamic Systems, 1991). In a closed loop clients wait for answers, so
+arrivals move with the steps and a request is exposed only while it is in the system.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ DEVIATIONS = 1.6449
 """Standard deviations on either side that hold 90 % of a normal variable."""
 
 
-def intervals(run: Run, latencies: dict[str, np.ndarray[Any, Any]], statistics: dict[str, float | None]) -> dict[str, Any]:
+def intervals(
+    run: Run, latencies: dict[str, np.ndarray[Any, Any]], statistics: dict[str, float | None]
+) -> dict[str, Any]:
     """`{"level": 0.9, "mean_ttft_ms": [low, high], "p99_ttft_ms": ...}` for the mean and the 99th percentile of each
     latency. `latencies` are those of the finished requests (ns), `statistics` the summary's values (ms).
 

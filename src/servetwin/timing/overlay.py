@@ -33,7 +33,9 @@ class Overlay:
     prefill_factor: float | None = None
     """on the time of matrix products and experts beyond reading their weights, and on prefill attention"""
     decode_factor: float | None = None
-    """on the time of reading weights, and on decode attention"""
+    """on the time of reading weights"""
+    attention_factor: float | None = None
+    """on the time of decode attention, which reads the KV cache"""
     step_ns: int | None = None
     """host time a step that may overlap the device (see `HostOverhead`)"""
     gap_ns: int | None = None
@@ -52,7 +54,8 @@ class Overlay:
 
     @property
     def scales_devices(self) -> bool:
-        return self.prefill_factor is not None or self.decode_factor is not None
+        factors = (self.prefill_factor, self.decode_factor, self.attention_factor)
+        return any(factor is not None for factor in factors)
 
 
 TERMS = tuple(field.name for field in fields(Overlay))
@@ -99,6 +102,7 @@ class CalibratedSource:
         self._source, self._bandwidth = source, bandwidth
         self._prefill = 1.0 if overlay.prefill_factor is None else overlay.prefill_factor
         self._decode = 1.0 if overlay.decode_factor is None else overlay.decode_factor
+        self._attention = 1.0 if overlay.attention_factor is None else overlay.attention_factor
         self.name = source.name
 
     def pricer(self, operator: Operator) -> Pricer | None:
@@ -119,8 +123,13 @@ class CalibratedSource:
 
                 return price
             case AttentionKernel():
-                factor = prefill if needs(operator) == "prefills" else decode
-                return lambda *work: (priced(*work)[0] * factor, priced(*work)[1])
+                factor = prefill if needs(operator) == "prefills" else self._attention
+
+                def scaled(*work: int) -> Price:
+                    ns, how = priced(*work)
+                    return ns * factor, how
+
+                return scaled
             case _:
                 return found
 
@@ -133,7 +142,8 @@ def _split(price: Price, read: float, prefill: float, decode: float) -> Price:
 
 class CalibratedTimer:
     """A whole-step source with the factors of an overlay: the decode part of a step is what its decodes alone would
-    take, the prefill part the rest."""
+    take, the prefill part the rest. Such a source does not tell attention from reading weights, so `attention_factor`
+    does nothing here."""
 
     def __init__(self, timer: StepTimer, overlay: Overlay) -> None:
         self.timer = timer

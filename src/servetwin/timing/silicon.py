@@ -49,7 +49,8 @@ class Silicon:
                 return None
 
     def _small(self, operator: Operator) -> Pricer:
-        if operator.name.endswith("_quantise") or operator.name == "moe_sum":
+        narrow = any(name.startswith(("gemm_fp8", "gemm_nvfp4")) for name in self.tables.profile.tables)
+        if operator.name == "moe_sum" or (narrow and operator.name.endswith("_quantise")):
             # Part of the product's, or the experts', measured time.
             return lambda rows: (0.0, "measured")
         size, tables = operator.read_a_row + operator.written_a_row, self.tables

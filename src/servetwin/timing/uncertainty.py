@@ -1,8 +1,8 @@
 """How far a step's price may be off: one standard deviation of its relative error, from the measured spread of sources.
 
 Each source was compared with measurements that it had not seen: tables by leaving points out, the roofline by leaving
-devices out. Kernels of one kind err together (the error of a table is the same in every layer and step); different kinds,
-and the host's time, err independently.
+devices out. Kernels of one kind err together (the error of a table is the same in every layer and step); different
+kinds, and the host's time, err independently.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _operators_variance(timer: OperatorTimer, spread: Spread, shape: StepShape) 
 
 
 def _profile_variance(timer: ProfileTimer, shape: StepShape) -> float:
-    """ns squared, from the leave-one-out error of the dense curves and of attention (its skew model's held-out error)."""
+    """ns squared, from the leave-one-out error of the dense curves and of attention (its skew model's held-out
+    error)."""
     skew = timer.profile.data.get("skew", {}).get(timer.tensor, {})
     attention = float(skew.get("fit", {}).get("holdout", {}).get("p50", 0.02))
     dense = _left_out(timer.dense_curves())
