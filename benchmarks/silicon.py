@@ -200,13 +200,15 @@ class Protocol:
     """fit on every other point only, and test on the rest too"""
     elsewhere: tuple[str, ...] = ()
     """systems that the fit never sees"""
+    terms: tuple[str, ...] = TERMS
 
 
 PROTOCOLS = (
     Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",)),
     Protocol("openai/gpt-oss-120b", ("h100_sxm", "h200_sxm"), True),
     Protocol("MiniMaxAI/MiniMax-M2.5", ("h200_sxm",), True),
-    Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), True),
+    # Five points hold no more than three terms.
+    Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), True, terms=("prefill_factor", "decode_factor", "request_ns")),
 )
 
 
@@ -228,7 +230,7 @@ def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> None:
         observed_point(f"point {i}", from_data(scenario_of(p, None), "point", Path()), p.ttft_ms, p.tpot_ms)  # type: ignore[arg-type]
         for i, p in enumerate(fitted)
     ]
-    found = calibrate(observed, [np.ones(len(one), dtype=bool) for one in observed], TERMS, workers=jobs)
+    found = calibrate(observed, [np.ones(len(one), dtype=bool) for one in observed], protocol.terms, workers=jobs)
     print(f"\n{protocol.model}: fitted on {len(fitted)} points of 1k/1k and 8k/1k, {', '.join(protocol.systems)}")
     print("    " + ", ".join(f"{term.name} {term.value:.4g}" for term in found.terms))
     with tempfile.TemporaryDirectory() as folder:

@@ -91,7 +91,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 ENTRIES: dict[str, Callable[[str], Facts]] = {
-    **{kind: _entry(kind) for kind in ("model", "engine", "link", "host")},
     "device": _device,
+    **{kind: _entry(kind) for kind in ("model", "engine", "link", "host")},
     "profile": _profile,
 }

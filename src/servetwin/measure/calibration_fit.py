@@ -15,7 +15,7 @@ ENOUGH_GAIN = 0.02
 """the fit ends once an iteration lowers the sum of squares, or the slopes promise to, by less than this share"""
 GOOD_ENOUGH = 1e-3
 """or once the root of the sum of squares is below this"""
-TRIES = 3
+TRIES = 6
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,11 @@ class KernelTables:
             found += [table for table in others if table is not None]
         if not found:
             return None
-        return min(found, key=lambda table: float(table.distance(shape).min())).curve(shape, dtype)
+        nearest_curve = min(found, key=lambda table: float(table.distance(shape).min())).curve(shape, dtype)
+        other = self._moe(dtype, None)
+        if other is not None and shape in other.shapes:
+            return _anchored(nearest_curve, other.curve(shape))
+        return nearest_curve
 
     def moe(
         self,
@@ -305,6 +309,18 @@ class KernelTables:
     def _keyed(self, name: str, key: str, axis: str, wanted: int) -> Curve | None:
         table = self._table(name, lambda columns: KeyedTable(columns, key, axis))
         return None if table is None else table.curve(wanted)
+
+
+def _anchored(stand_in: Curve, measured: Curve) -> Curve:
+    """The time of a layer with one kernel, from another layer with that kernel and this layer with another kernel.
+
+    With a single token both kernels do little but read the same weights of this layer, so there the measured time holds.
+    From there on the stand-in tells how much faster its kernel's time grows.
+    """
+    sizes = sorted({*stand_in.xs, *measured.xs})
+    start = stand_in.ns(sizes[0]) / measured.ns(sizes[0])
+    times = [measured.ns(x) * max(1.0, stand_in.ns(x) / measured.ns(x) / start) for x in sizes]
+    return Curve(sizes, times, "extrapolated", limit=min(stand_in.limit, measured.limit))
 
 
 def _at(curve: Curve | None, size: float) -> Time | None:
