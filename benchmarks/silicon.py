@@ -206,9 +206,9 @@ class Protocol:
 PROTOCOLS = (
     Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",)),
     Protocol("openai/gpt-oss-120b", ("h100_sxm", "h200_sxm"), True),
-    Protocol("MiniMaxAI/MiniMax-M2.5", ("h200_sxm",), True),
-    # Five points hold no more than three terms.
-    Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), True, terms=("prefill_factor", "decode_factor", "request_ns")),
+    Protocol("MiniMaxAI/MiniMax-M2.5", ("h200_sxm",), False),
+    # Ten points: the terms that they tell apart.
+    Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), False, terms=TERMS[:4]),
 )
 
 

@@ -30,6 +30,9 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the scenario's.")] = None,
     record: Annotated[str, typer.Option(metavar="LIST", help=f"Also keep: {', '.join(RECORDS)} (with commas).")] = "",
     no_coalesce: Annotated[bool, typer.Option("--no-coalesce", help="Simulate every step by itself.")] = False,
+    strict_measured: Annotated[
+        bool, typer.Option("--strict-measured", help="Refuse to price a step beyond what was measured.")
+    ] = False,
     format_: Annotated[str, typer.Option("--format", metavar="table|json", help="What to print.")] = "table",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
     model: Annotated[str | None, typer.Option(metavar="ID", help="Without a file: the model.")] = None,
@@ -56,6 +59,10 @@ def run(
     loaded, base = _scenario(scenario, given, set_ or [])
     if seed is not None:
         loaded = loaded.model_copy(update={"seed": seed})
+    if strict_measured:
+        from servetwin.scenario.load import strictly_measured
+
+        loaded = strictly_measured(loaded)
     if output is not None:
         from servetwin.results.files import check_output
 

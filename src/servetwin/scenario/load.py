@@ -49,6 +49,15 @@ def from_data(data: dict[str, Any], where: str | None, base: Path, overrides: It
     return scenario
 
 
+def strictly_measured(scenario: Scenario) -> Scenario:
+    """`scenario` with `timing.strict_measured` set. Raises InputError for a source that measures nothing."""
+    timing = scenario.timing
+    if timing.source == "linear":
+        message = "does not go with source 'linear', which measures nothing"
+        raise InputError(message, where="--strict-measured")
+    return scenario.model_copy(update={"timing": timing.model_copy(update={"strict_measured": True})})
+
+
 FLAG_OF = {
     "model": "--model",
     "device": "--device",

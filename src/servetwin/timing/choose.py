@@ -27,6 +27,7 @@ from servetwin.timing.protocol import StepTimer
 from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
 from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon
+from servetwin.timing.strict import StrictTimer
 from servetwin.timing.uncertainty import Spread
 
 
@@ -56,6 +57,9 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
         path = base / scenario.timing.overlay
         overlay = read_overlay(path)
     pricing = _uncalibrated(scenario, pool, base, overlay)
+    if scenario.timing.strict_measured:
+        lenient = pricing.new_timer
+        pricing = replace(pricing, new_timer=lambda: StrictTimer(lenient()))
     if path is None:
         return pricing
     hashes = pricing.hashes | {f"overlay {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()}

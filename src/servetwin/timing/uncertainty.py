@@ -23,6 +23,7 @@ from servetwin.timing.overlay import CalibratedTimer
 from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
+from servetwin.timing.strict import StrictTimer
 
 MEDIAN = 0.6745
 """Median absolute value of a normal variable, in standard deviations."""
@@ -31,6 +32,13 @@ SMALL_KERNELS = 0.25
 differ by about a quarter."""
 LINK = 0.2
 """Collectives over a link of given latency and bandwidth: a round figure, nothing was compared. Assumed."""
+SERVED = 0.06
+"""Between the sum of kernels that were timed and the steps of an engine that served: other releases, clocks, fusions.
+From Llama-3.1-70B fp8 with vLLM 0.10 on H100 and H200, priced by kernel tables of vLLM 0.24: 7 to 8 % of TTFT and 4 to
+5 % of TPOT in the mean over 100 published points (benchmarks/silicon.py)."""
+SERVED_EXPERTS = 0.3
+"""The same for the time of experts, whose kernels differ more between releases and settings: with gpt-oss-120b,
+MiniMax-M2.5 and Kimi-K2.5 on the same devices TTFT is off by 9 to 39 % and TPOT by 7 to 21 %, most of it there."""
 TABLES = {
     "gemm": "gemm",
     "moe": "moe",
@@ -80,7 +88,7 @@ class Spread:
 
 def step_error(timer: StepTimer, spread: Spread | None, host: HostOverhead, shape: StepShape) -> float:
     """Relative error (one standard deviation) of a step of `shape`, the host's part included."""
-    if isinstance(timer, CalibratedTimer):
+    if isinstance(timer, CalibratedTimer | StrictTimer):
         return step_error(timer.timer, spread, host, shape)
     saved = timer.ledger.copy()
     device = timer.step_ns(shape)
@@ -106,6 +114,9 @@ def _operators_variance(timer: OperatorTimer, spread: Spread, shape: StepShape) 
     for name, ns, how, source in timer.explain(shape):
         operator = by_name[name]
         together[operator.kind, source] += ns * spread(operator, how, source)
+        together["", "served"] += ns * SERVED
+        if operator.kind == "moe":
+            together["moe", "served"] += ns * SERVED_EXPERTS
     return sum(error**2 for error in together.values())
 
 

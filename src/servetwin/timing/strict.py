@@ -1,0 +1,67 @@
+"""Refusing to price what was not measured on this device."""
+
+from __future__ import annotations
+
+from servetwin.errors import InputError
+from servetwin.timing.operators import OperatorTimer
+from servetwin.timing.overlay import CalibratedTimer
+from servetwin.timing.profile import ProfileTimer
+from servetwin.timing.protocol import StepTimer
+from servetwin.timing.shape import StepShape
+
+FIELD = "timing.strict_measured"
+ALLOWED = "steps within the measurements, or strict_measured: false"
+
+
+class StrictTimer:
+    """A timing source that ends the run at the first step which lies beyond the measurements behind it.
+
+    Interpolation is allowed, and so are the small kernels and links that every source prices by a stated rule.
+
+    Raises:
+        InputError: at once, when an operator is priced by the roofline; at the first step of which a part is
+            extrapolated or rests on assumed numbers.
+    """
+
+    def __init__(self, timer: StepTimer) -> None:
+        self.timer, self.ledger = timer, timer.ledger
+        if isinstance(timer, OperatorTimer):
+            names = sorted({part.operator.name for part in timer.parts if part.source == "roofline"})
+            if names:
+                message = f"no measurement on this device prices {', '.join(names)}"
+                raise InputError(message, field=FIELD, found=True, allowed=ALLOWED)
+
+    def step_ns(self, shape: StepShape) -> int:
+        before = self._beyond()
+        ns = self.timer.step_ns(shape)
+        self._check(before, shape)
+        return ns
+
+    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
+        before = self._beyond()
+        durations = self.timer.run_ns(shape, steps)
+        self._check(before, shape.later(steps - 1))
+        return durations
+
+    def _beyond(self) -> int:
+        return self.ledger.extrapolated + self.ledger.assumed
+
+    def _check(self, before: int, shape: StepShape) -> None:
+        if self._beyond() == before:
+            return
+        longest = max(shape.decode_max, shape.prefill_context)
+        raise InputError(
+            f"a step of {shape.tokens} new tokens in {shape.seqs} sequences, the longest with about {longest} tokens"
+            f" before it, lies beyond what was measured{self._names(shape)}",
+            field=FIELD,
+            found=True,
+            allowed=ALLOWED,
+        )
+
+    def _names(self, shape: StepShape) -> str:
+        timer = self.timer.timer if isinstance(self.timer, CalibratedTimer) else self.timer
+        timer = getattr(timer, "ranks", timer)
+        if not isinstance(timer, OperatorTimer | ProfileTimer):
+            return ""
+        names = {row[0] for row in timer.explain(shape) if row[2] in ("extrapolated", "assumed")}
+        return f" ({', '.join(sorted(names))})" if names else ""
