@@ -314,8 +314,8 @@ class KernelTables:
 def _anchored(stand_in: Curve, measured: Curve) -> Curve:
     """The time of a layer with one kernel, from another layer with that kernel and this layer with another kernel.
 
-    With a single token both kernels do little but read the same weights of this layer, so there the measured time holds.
-    From there on the stand-in tells how much faster its kernel's time grows.
+    With a single token both kernels do little but read the same weights of this layer, so there the measured time
+    holds. From there on the stand-in tells how much faster its kernel's time grows.
     """
     sizes = sorted({*stand_in.xs, *measured.xs})
     start = stand_in.ns(sizes[0]) / measured.ns(sizes[0])
