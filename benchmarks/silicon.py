@@ -50,6 +50,8 @@ class Point:
     expert: int
     budget: int
     engine: str
+    release: str
+    """of vLLM, as the table gives it"""
     ttft_ms: float
     tpot_ms: float
 
@@ -92,6 +94,7 @@ def read_points(path: Path) -> list[Point]:
                 tensor=int(row["tp_size"]),
                 expert=int(row["moe_ep_size"] or 1),
                 budget=int(float(row["max_num_batched_tokens"] or 8192)),
+                release=row["vllm"].split(" ")[0],
                 engine=ENGINES.get(row["vllm"].split(" ")[0], "vllm-0.19"),
                 ttft_ms=statistics.fmean(float(r["silicon_ttft_ms"]) for r in rows),
                 tpot_ms=statistics.fmean(float(r["silicon_tpot_ms"]) for r in rows),
@@ -186,6 +189,8 @@ def show(title: str, results: list[Result]) -> None:
 
 
 TERMS = ("prefill_factor", "decode_factor", "attention_factor", "gap_ns", "gap_seq_ns", "request_ns")
+FEWEST = 8
+"""points that a fit needs"""
 SHORT = ((1024, 1024), (8192, 1024))
 """Shapes that are fitted; 1k/8k is always left unseen."""
 
@@ -212,8 +217,11 @@ PROTOCOLS = (
 )
 
 
-def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> None:
-    """Fit a family's overlay and print the errors on what the fit saw and on what it did not."""
+def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> list[Result]:
+    """Fit a family's overlay, print the errors on what the fit saw and on what it did not; the latter calibrated.
+
+    The points are of one release of vLLM: an overlay is a deployment's.
+    """
     import numpy as np
 
     from servetwin.measure.calibrate import calibrate
@@ -231,7 +239,9 @@ def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> None:
         for i, p in enumerate(fitted)
     ]
     found = calibrate(observed, [np.ones(len(one), dtype=bool) for one in observed], protocol.terms, workers=jobs)
-    print(f"\n{protocol.model}: fitted on {len(fitted)} points of 1k/1k and 8k/1k, {', '.join(protocol.systems)}")
+    systems, release = ", ".join(protocol.systems), fitted[0].release or "unknown"
+    print(f"\n{protocol.model}, vLLM {release}: fitted on {len(fitted)} points of 1k/1k and 8k/1k, {systems}")
+    unseen: list[Result] = []
     print("    " + ", ".join(f"{term.name} {term.value:.4g}" for term in found.terms))
     with tempfile.TemporaryDirectory() as folder:
         overlay = Path(folder) / "overlay.yaml"
@@ -247,6 +257,9 @@ def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> None:
                 with ProcessPoolExecutor(jobs) as workers:
                     results = list(workers.map(simulate_point, [(p, used) for p in part], chunksize=2))
                 show(f"    {title}, {name}", [r for r in results if not r.error])
+                if used and title != "seen" and "never fitted" not in title:
+                    unseen += [r for r in results if not r.error]
+    return unseen
 
 
 def main() -> None:
@@ -269,8 +282,13 @@ def main() -> None:
     ]
     if args.calibrate:
         for protocol in PROTOCOLS:
-            if any(p.model == protocol.model for p in points):
-                calibrated(points, protocol, args.jobs)
+            family = [p for p in points if p.model == protocol.model]
+            unseen: list[Result] = []
+            for release in sorted({p.release for p in family if p.system in protocol.systems}):
+                same = [p for p in family if p.release == release or p.system in protocol.elsewhere]
+                if sum((p.isl, p.osl) in SHORT and p.system in protocol.systems for p in same) >= FEWEST:
+                    unseen += calibrated(same, protocol, args.jobs)
+            show(f"{protocol.model}: all rows not fitted, calibrated", unseen)
         return
     with ProcessPoolExecutor(args.jobs) as workers:
         results = list(workers.map(simulate_point, [(p, args.overlay) for p in points], chunksize=4))
