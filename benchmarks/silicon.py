@@ -210,7 +210,8 @@ class Protocol:
 
 PROTOCOLS = (
     Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",)),
-    Protocol("openai/gpt-oss-120b", ("h100_sxm", "h200_sxm"), True),
+    Protocol("openai/gpt-oss-120b", ("h100_sxm",), True),
+    Protocol("openai/gpt-oss-120b", ("h200_sxm",), True),
     Protocol("MiniMaxAI/MiniMax-M2.5", ("h200_sxm",), False),
     # Ten points: the terms that they tell apart.
     Protocol("moonshotai/Kimi-K2.5", ("h200_sxm",), False, terms=TERMS[:4]),
@@ -220,7 +221,7 @@ PROTOCOLS = (
 def calibrated(points: list[Point], protocol: Protocol, jobs: int) -> list[Result]:
     """Fit a family's overlay, print the errors on what the fit saw and on what it did not; the latter calibrated.
 
-    The points are of one release of vLLM: an overlay is a deployment's.
+    The points are of one release of vLLM: an overlay is a deployment's, of one device and engine.
     """
     import numpy as np
 
@@ -281,14 +282,15 @@ def main() -> None:
         and (not args.model or any(m in p.model for m in args.model))
     ]
     if args.calibrate:
+        unseen: dict[str, list[Result]] = defaultdict(list)
         for protocol in PROTOCOLS:
             family = [p for p in points if p.model == protocol.model]
-            unseen: list[Result] = []
             for release in sorted({p.release for p in family if p.system in protocol.systems}):
                 same = [p for p in family if p.release == release or p.system in protocol.elsewhere]
                 if sum((p.isl, p.osl) in SHORT and p.system in protocol.systems for p in same) >= FEWEST:
-                    unseen += calibrated(same, protocol, args.jobs)
-            show(f"{protocol.model}: all rows not fitted, calibrated", unseen)
+                    unseen[protocol.model] += calibrated(same, protocol, args.jobs)
+        for model, results in unseen.items():
+            show(f"{model}: all rows not fitted, calibrated", results)
         return
     with ProcessPoolExecutor(args.jobs) as workers:
         results = list(workers.map(simulate_point, [(p, args.overlay) for p in points], chunksize=4))
