@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,9 +17,8 @@ from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
-from servetwin.memory.blocks import BlockPool
-from servetwin.memory.capacity import Reserve, kv_capacity
-from servetwin.memory.kv import Chain, KVCache, groups_for
+from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
+from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
@@ -72,7 +71,7 @@ def build(
             raise error.at(field=f"pools[{index}]") from None
         for _ in range(pool.replicas):
             number = len(cluster.engines)
-            cluster.engines.append(_engine(number, options, pricing, scenario, cluster, log, coalesce))
+            cluster.engines.append(_engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce))
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
     cluster.new_request = _RequestMaker(table, record_tokens)
@@ -104,15 +103,16 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    windows: tuple[int | Literal["state"] | None, ...] = (None,)
+    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
+        groups, block_size = block_layout(arch, dtypes, sharding, block_size)
     else:
         device, override = catalog.device(pool.device), pool.device_overrides
         capacity = kv_capacity(
             arch,
             dtypes,
-            Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert),
+            sharding,
             device_memory_bytes=(override.memory_size if override else None) or device.visible_bytes,
             gpu_memory_utilization=_given(engine.gpu_memory_utilization),
             block_size=block_size,
@@ -122,7 +122,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
             reserve=Reserve(graphs=0) if engine.enforce_eager else None,
         )
         blocks, block_size = int(capacity.num_gpu_blocks * kv_factor), capacity.block_size
-        windows = tuple("state" if group.kind == "state" else group.window for group in capacity.groups)
+        groups = capacity.groups
     if blocks < 2:
         raise InputError("no KV block is left for requests (block 0 is the null block)", field="engine", found=blocks)
     return SchedulerOptions(
@@ -143,7 +143,7 @@ def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: flo
         pipeline=pool.parallelism.pipeline,
         speculative_tokens=engine.num_speculative_tokens or 0,
         prefill_schedule_interval=_given(engine.prefill_schedule_interval),
-        windows=windows,
+        windows=tuple("state" if group.kind == "state" else group.window for group in groups),
         **facts.get("scheduler", {}),
     )
 
@@ -162,33 +162,19 @@ def _engine(
     number: int,
     options: SchedulerOptions,
     pricing: Pricing,
-    scenario: Scenario,
+    pool: Pool,
+    seed: int,
     cluster: Cluster,
     log: StepLog,
     coalesce: bool,
 ) -> Engine:
-    kv = KVCache(
-        BlockPool(options.usable_blocks, options.unkeyed_blocks_first),
-        options.block_size,
-        options.max_model_len,
-        options.enable_prefix_caching,
-        groups_for(
-            options.windows,
-            options.block_size,
-            options.max_batches,
-            options.max_num_batched_tokens,
-            options.max_model_len,
-        ),
-        options.sliding_replay_tails,
-    )
     accepted = None
     if options.speculative_tokens:
-        pool = next(pool for pool in scenario.pools if pool.engine.num_speculative_tokens)
-        rate = pool.engine.spec_acceptance_rate
-        accepted = _acceptance(0.7 if rate is None else rate, stream(scenario.seed, f"acceptance {number}"))
+        rate = _given(pool.engine.spec_acceptance_rate)
+        accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
     engine = Engine(
         number,
-        Scheduler(options, kv, accepted=accepted),
+        Scheduler(options, options.new_kv_cache(), accepted=accepted),
         pricing.new_timer(),
         log,
         cluster.ended,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from servetwin.memory.blocks import BlockPool
+from servetwin.memory.kv import KVCache, groups_for
+
 
 @dataclass(frozen=True)
 class SchedulerOptions:
@@ -48,3 +51,13 @@ class SchedulerOptions:
     def max_batches(self) -> int:
         """Batches in flight: two when scheduling runs ahead of the device, one a stage in a pipeline."""
         return max(2 if self.async_scheduling else 1, self.pipeline)
+
+    def new_kv_cache(self) -> KVCache:
+        """An empty KV cache of the size and with the groups that these options name."""
+        groups = groups_for(
+            self.windows, self.block_size, self.max_batches, self.max_num_batched_tokens, self.max_model_len
+        )
+        pool = BlockPool(self.usable_blocks, self.unkeyed_blocks_first)
+        return KVCache(
+            pool, self.block_size, self.max_model_len, self.enable_prefix_caching, groups, self.sliding_replay_tails
+        )

@@ -22,8 +22,6 @@ from servetwin.engine.scheduler import Scheduler
 from servetwin.engine.transfer import KVConnector
 from servetwin.errors import InputError
 from servetwin.interop.steptrace_check import check_header, check_request
-from servetwin.memory.blocks import BlockPool
-from servetwin.memory.kv import KVCache, groups_for
 from servetwin.memory.prefix import PrefixChain
 from servetwin.timing.linear import LinearTimer
 from servetwin.workload.identity import BlockKeys
@@ -207,20 +205,7 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
         law.get("per_decode_seq", 0),
         law.get("per_context_token", 0),
     )
-    kv = KVCache(
-        BlockPool(options.usable_blocks, options.unkeyed_blocks_first),
-        options.block_size,
-        options.max_model_len,
-        options.enable_prefix_caching,
-        groups_for(
-            options.windows,
-            options.block_size,
-            options.max_batches,
-            options.max_num_batched_tokens,
-            options.max_model_len,
-        ),
-        options.sliding_replay_tails,
-    )
+    kv = options.new_kv_cache()
     connector = KVConnector(lambda tokens: 2_000_000 + 500 * tokens)
     scheduler = Scheduler(
         options,

@@ -127,6 +127,19 @@ def kv_capacity(
     return capacity
 
 
+def block_layout(
+    arch: Architecture, dtypes: Dtypes, sharding: Sharding, block_size: int
+) -> tuple[tuple[BlockGroup, ...], int]:
+    """The KV groups and tokens a block where the number of blocks is given; of the stage with the largest blocks.
+
+    InputError for a sharding the model does not allow.
+    """
+    check_sharding(arch, sharding)
+    plans = [plan_groups(kv_groups(arch, dtypes, sharding, i), block_size) for i in range(sharding.pipeline)]
+    groups, tokens, _ = max(plans, key=lambda plan: plan[2])
+    return groups, tokens
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     device: int
