@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 from servetwin.errors import InputError, nearest
 from servetwin.fabric import schedules as s
-from servetwin.fabric.law import PricedSchedule
+from servetwin.fabric.law import PricedSchedule, Protocol
 from servetwin.fabric.topology import Topology
 
-Algorithm = Literal["auto", "ring", "tree", "hierarchical", "one_shot"]
 ALGORITHMS = ("auto", "ring", "tree", "hierarchical", "one_shot")
 KINDS = ("allreduce", "allgather", "reducescatter", "alltoall", "broadcast", "sendrecv")
 
@@ -21,21 +20,40 @@ CUSTOM_BYTES = 8 * 2**20
 """Message size from which they leave it to NCCL (vLLM: `max_size` 8 MiB). The shipped tables of vLLM's all-reduce show
 the step on a100_sxm, h100_sxm and h200_sxm with two devices."""
 
+
+@dataclass(frozen=True)
+class Software:
+    """Protocols of the communication library, and of the engine's own kernel for small all-reduces."""
+
+    library: tuple[Protocol, ...] = (Protocol(),)
+    kernel: tuple[Protocol, ...] = (Protocol(),)
+
+
+IDEAL = Software()
+"""Nothing but the links."""
+SERVING = Software((Protocol(4500, 0.4), Protocol(18000)), (Protocol(4000),))
+"""NCCL, whose low-latency protocols send flags along with the data, while its bulk protocol waits for buffers; and an
+engine's one-shot kernel. Fitted to h100_sxm: the library to the all-reduce, all-gather and reduce-scatter over 2, 4 and
+8 devices from 512 B to 512 MiB (mean error 9 %), the kernel to vLLM's all-reduce of 4 KiB. Shares are of the rate that
+big messages reach. docs/fabric.md has the errors on devices that they were not fitted to."""
+
 _CHOSEN = {
-    "allreduce": (("ring", "custom"), ("ring", "tree", "hierarchical")),
-    "allgather": (("ring",), ("ring", "tree", "hierarchical")),
-    "reducescatter": (("ring",), ("ring", "tree", "hierarchical")),
+    "allreduce": (("rings", "custom"), ("rings", "tree", "hierarchical")),
+    "allgather": (("rings",), ("rings", "tree", "hierarchical")),
+    "reducescatter": (("rings",), ("rings", "tree", "hierarchical")),
     "alltoall": (("one_shot",), ("one_shot", "hierarchical")),
     "broadcast": (("ring", "tree"), ("ring", "tree", "hierarchical")),
     "sendrecv": (("one_shot",), ("one_shot",)),
 }
-"""What `auto` chooses from, inside one node and across nodes: NCCL's rings inside a node and its rings, trees and PAT
-(an all-gather in rounds of doubling distance) across nodes; grouped sends for an all-to-all, over the rail of the
-target's adapter (PXN) or straight; and for a small all-reduce the engine's own kernel. A torus takes its sides one by
-one."""
+"""What `auto` chooses from, inside one node and across nodes: the library's rings (several at once where devices have
+several links) inside a node, and its rings, trees and rounds of doubling distance (NCCL's PAT) across nodes; sends to
+all at once for an all-to-all, or over the rail of the target's adapter (PXN); and for a small all-reduce the engine's
+own kernel. A torus is taken side by side too."""
 
 
-def priced(kind: str, algorithm: str, topology: Topology, members: Sequence[Sequence[int]]) -> list[PricedSchedule]:
+def priced(
+    kind: str, algorithm: str, topology: Topology, members: Sequence[Sequence[int]], software: Software = IDEAL
+) -> list[PricedSchedule]:
     """The schedules among which the quickest runs `kind` over every group of `members` at once (ordered device numbers,
     at least two, equally many in each).
 
@@ -48,33 +66,27 @@ def priced(kind: str, algorithm: str, topology: Topology, members: Sequence[Sequ
             raise InputError("no such", field=field, found=found, allowed=", ".join(allowed), hint=hint)
     ranks = len(members[0])
     grids = [_grid(topology, group) for group in members]
-    dims = grids[0][0] if len({grid[0] for grid in grids}) == 1 else ()
-    across = any(len({topology.nodes[device] for device in group}) > 1 for group in members)
-    names: tuple[str, ...] = (algorithm,)
-    if algorithm == "auto":
-        torus = ("hierarchical",) if bool(topology.shape) and len(dims) > 1 else ()
-        names = tuple(dict.fromkeys(_CHOSEN[kind][across] + torus))
-    found_: list[PricedSchedule] = []
-    for name in names:
+    dims = grids[0][0] if len({sides for sides, _ in grids}) == 1 else ()
+    if algorithm == "hierarchical" and not dims:
+        message = "needs the same number of ranks in every node of a group"
+        raise InputError(message, field="collectives", found=algorithm)
+
+    def run(name: str) -> list[PricedSchedule]:
         if name == "hierarchical":
-            if not dims:
-                if algorithm != "auto":
-                    raise InputError(
-                        "needs the same number of ranks in every node of a group", field="collectives", found=name
-                    )
-                continue
-            ordered = [grid[1] for grid in grids]
-            found_ += [PricedSchedule(schedule, topology, ordered) for schedule in _levels(kind, dims)]
-        elif name == "custom":
-            if _custom(topology, members):
-                found_ += [PricedSchedule(sc, topology, members, CUSTOM_BYTES) for sc in _flat(kind, "one_shot", ranks)]
-        elif name == "ring" and algorithm == "auto" and kind in ("allreduce", "allgather", "reducescatter"):
-            passes = 2 if kind == "allreduce" else 1
-            every = [s.rings(ranks, strides, passes) for strides in s.stride_sets(ranks)]
-            found_ += [PricedSchedule(schedule, topology, members) for schedule in every]
-        else:
-            found_ += [PricedSchedule(schedule, topology, members) for schedule in _flat(kind, name, ranks)]
-    return found_
+            ordered = [order for _, order in grids]
+            return [PricedSchedule(x, topology, ordered, software.library) for x in _levels(kind, dims) if dims]
+        if name == "custom":
+            plans = _flat(kind, "one_shot", ranks) if _custom(topology, members) else []
+            return [PricedSchedule(x, topology, members, software.kernel, CUSTOM_BYTES) for x in plans]
+        own = kind == "allreduce" and name == "one_shot"
+        plans = _rings(kind, ranks) if name == "rings" else _flat(kind, name, ranks)
+        return [PricedSchedule(x, topology, members, software.kernel if own else software.library) for x in plans]
+
+    if algorithm != "auto":
+        return run(algorithm)
+    across = any(len({topology.nodes[device] for device in group}) > 1 for group in members)
+    torus = ("hierarchical",) if topology.shape and len(dims) > 1 else ()
+    return [plan for name in dict.fromkeys(_CHOSEN[kind][across] + torus) for plan in run(name)]
 
 
 def _custom(topology: Topology, members: Sequence[Sequence[int]]) -> bool:
@@ -98,6 +110,10 @@ def _grid(topology: Topology, group: Sequence[int]) -> tuple[tuple[int, ...], li
     counts = {len(held) for held in by_node.values()}
     dims = (counts.pop(), len(by_node)) if len(counts) == 1 else ()
     return tuple(side for side in dims if side > 1), [device for held in by_node.values() for device in held]
+
+
+def _rings(kind: str, ranks: int) -> list[s.Schedule]:
+    return [s.rings(ranks, strides, 2 if kind == "allreduce" else 1) for strides in s.stride_sets(ranks)]
 
 
 def _flat(kind: str, algorithm: str, ranks: int) -> list[s.Schedule]:

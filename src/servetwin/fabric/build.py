@@ -14,13 +14,9 @@ from servetwin.fabric.topology import Link, Topology, both
 INSIDE = ("full_mesh", "switch", "pcie_tree", "ring", "torus")
 BETWEEN = ("switch", "fat_tree", "rail_fat_tree", "full_mesh", "ring", "torus")
 
-PAYLOAD = {"pcie": 0.51, "": 0.67}
-"""Share of a published link rate that collectives reach, by the start of the link's name. The median of NCCL's
-all-reduce, all-gather and reduce-scatter from 64 MiB on: of rtx_pro_6000 with two devices for PCIe, of h100_sxm with 2,
-4 and 8 for all other links (docs/fabric.md has the errors on devices that it was not fitted to)."""
-OVERHEAD_NS = 4000
-"""Of one collective call, beyond the latency of its rounds: its kernel starts, and waits for its peers. The median of
-the same collectives of h100_sxm up to 4 KiB, less 1 us a round."""
+PAYLOAD = {"pcie": 0.56, "": 0.70}
+"""Share of a published link rate that big messages reach, by the start of the link's name. Fitted together with
+`algorithms.SERVING`: PCIe to rtx_pro_6000 with two devices, all others to h100_sxm with 2, 4 and 8."""
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servetwin.errors import InputError
-from servetwin.fabric.algorithms import priced
+from servetwin.fabric.algorithms import SERVING, Software, priced
 from servetwin.fabric.law import Law
 from servetwin.fabric.topology import Topology
 from servetwin.model.kernels import Collective
 
 
 class Fabric:
-    """A topology, the algorithm that collectives use on it (see `algorithms`), and `overhead_ns` for each call.
+    """A topology, the algorithm that collectives use on it (see `algorithms`), and the software that runs them.
 
     `explicit` says that the links inside nodes were described for this very machine, so that they count for more than a
     table measured on another one.
     """
 
     def __init__(
-        self, topology: Topology, algorithm: str = "auto", *, overhead_ns: float = 0, explicit: bool = True
+        self, topology: Topology, algorithm: str = "auto", software: Software = SERVING, explicit: bool = True
     ) -> None:
-        self.topology, self.algorithm = topology, algorithm
-        self.overhead_ns, self.explicit = overhead_ns, explicit
+        self.topology, self.algorithm, self.software, self.explicit = topology, algorithm, software, explicit
         self._laws: dict[tuple[str, tuple[tuple[int, ...], ...]], Law] = {}
 
     def law(self, kind: str, members: Sequence[Sequence[int]]) -> Law:
@@ -35,7 +34,8 @@ class Fabric:
         key = kind, tuple(tuple(group) for group in members)
         found = self._laws.get(key)
         if found is None:
-            found = self._laws[key] = Law(priced(kind, self.algorithm, self.topology, key[1]), self.overhead_ns)
+            plans = priced(kind, self.algorithm, self.topology, key[1], self.software)
+            found = self._laws[key] = Law(plans)
         return found
 
     def replica(self, devices: Sequence[int], tensor: int = 1, pipeline: int = 1, data: int = 1) -> DeviceGroup:

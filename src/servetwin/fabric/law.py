@@ -22,30 +22,53 @@ class Line(NamedTuple):
     bandwidth: float
 
 
+class Protocol(NamedTuple):
+    """How software sends: `overhead_ns` a call, and the share of a link's bandwidth that it reaches."""
+
+    overhead_ns: float = 0
+    share: float = 1.0
+
+
 class PricedSchedule:
     """A schedule run at once by every group of `members` (device numbers by rank).
 
     A round takes as long as its slowest flow: the latency of its path, and all bytes that the round puts on the busiest
     link of that path, since flows over one link share it (Hockney's alpha-beta law with contention). The next round
-    begins when it ends. `limit` is the message size from which the schedule is not to be used.
+    begins when it ends. Of `protocols` the quickest for a message is used. `limit` is the message size from which the
+    schedule is not to be used.
     """
 
     def __init__(
-        self, schedule: Schedule, topology: Topology, members: Sequence[Sequence[int]], limit: float = float("inf")
+        self,
+        schedule: Schedule,
+        topology: Topology,
+        members: Sequence[Sequence[int]],
+        protocols: Sequence[Protocol] = (Protocol(),),
+        limit: float = float("inf"),
     ) -> None:
-        self.schedule, self.limit = schedule, limit
-        self._topology, self._members = topology, members
-        self.rounds = [(r.times, self._lines(r)) for r in schedule.rounds]
+        self.schedule, self.members, self.protocols, self.limit = schedule, members, protocols, limit
+        self._topology = topology
+        self._loads = [self._load(r) for r in schedule.rounds]
+        self.rounds = [(r.times, self._lines(r, load)) for r, load in zip(schedule.rounds, self._loads, strict=True)]
 
     def ns(self, size: float) -> float:
         """Time for a message of `size` bytes."""
+        return min([overhead + self._rounds_ns(size / share) for overhead, share in self.protocols])
+
+    def many(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same for an array of sizes."""
+        best = np.full(len(sizes), np.inf)
+        for overhead, share in self.protocols:
+            best = np.minimum(best, overhead + self._rounds_many(sizes / share))
+        return best
+
+    def _rounds_ns(self, size: float) -> float:
         chunk, total = size / self.schedule.chunks, 0.0
         for times, lines in self.rounds:
             total += times * max([at + n * chunk / bandwidth * 1e9 for at, n, bandwidth in lines])
         return total
 
-    def many(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same for an array of sizes."""
+    def _rounds_many(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
         chunk, total = sizes / self.schedule.chunks, np.zeros(len(sizes))
         for times, lines in self.rounds:
             slowest = lines[0].latency_ns + lines[0].chunks * chunk / lines[0].bandwidth * 1e9
@@ -58,13 +81,13 @@ class PricedSchedule:
     def chunks_on(self) -> dict[int, int]:
         """Chunks that cross each link (by number) in all."""
         crossed: Counter[int] = Counter()
-        for r in self.schedule.rounds:
-            for link, chunks in self._load(r).items():
+        for r, load in zip(self.schedule.rounds, self._loads, strict=True):
+            for link, chunks in load.items():
                 crossed[link] += r.busy * chunks
         return dict(crossed)
 
     def _flows(self, r: Round) -> list[tuple[int, int, int]]:
-        return [(ranks[a], ranks[b], chunks) for ranks in self._members for a, b, chunks in r.flows]
+        return [(ranks[a], ranks[b], chunks) for ranks in self.members for a, b, chunks in r.flows]
 
     def _load(self, r: Round) -> Counter[int]:
         load: Counter[int] = Counter()
@@ -73,13 +96,14 @@ class PricedSchedule:
                 load[link] += chunks
         return load
 
-    def _lines(self, r: Round) -> tuple[Line, ...]:
-        load, links = self._load(r), self._topology.links
+    def _lines(self, r: Round, load: Counter[int]) -> tuple[Line, ...]:
+        links = self._topology.links
         found: set[Line] = set()
         for a, b, _ in self._flows(r):
             path = self._topology.path(a, b)
             busiest = max(path, key=lambda i: load[i] / links[i].bandwidth)
-            found.add(Line(self._topology.latency_ns(a, b), load[busiest], links[busiest].bandwidth))
+            latency = sum(links[i].latency_ns for i in path)
+            found.add(Line(latency, load[busiest], links[busiest].bandwidth))
         # A line below another one everywhere is never the slowest.
         lines: list[Line] = []
         steepest = -1.0
@@ -91,18 +115,17 @@ class PricedSchedule:
 
 
 class Law:
-    """The quickest of some schedules for each message size, plus `overhead_ns` for each call."""
+    """The quickest of some schedules for each message size."""
 
-    def __init__(self, choices: Sequence[PricedSchedule], overhead_ns: float = 0) -> None:
-        self.choices, self.overhead_ns = list(choices), overhead_ns
+    def __init__(self, choices: Sequence[PricedSchedule]) -> None:
+        self.choices = list(choices)
         self._known: dict[float, float] = {}
 
     def ns(self, size: float) -> float:
         """Time for a message of `size` bytes."""
         found = self._known.get(size)
         if found is None:
-            times = [choice.ns(size) for choice in self.choices if size < choice.limit]
-            found = self._known[size] = self.overhead_ns + min(times)
+            found = self._known[size] = min([choice.ns(size) for choice in self.choices if size < choice.limit])
         return found
 
     def add_traffic(self, sizes: NDArray[Any], calls: NDArray[Any] | int, onto: NDArray[np.float64]) -> None:

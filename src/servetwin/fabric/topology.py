@@ -64,7 +64,7 @@ class Topology:
         self._out: dict[str, list[int]] = {}
         for i, link in enumerate(self.links):
             self._out.setdefault(link.source, []).append(i)
-        self._ways: dict[int, dict[str, int]] = {}
+        self._searches: dict[int, _Search] = {}
         self._paths: dict[tuple[int, int], tuple[int, ...]] = {}
         self._check_connected()
 
@@ -84,7 +84,9 @@ class Topology:
         """
         found = self._paths.get((source, target))
         if found is None:
-            into = self._into(source)
+            if source not in self._searches:
+                self._searches[source] = _Search(self, self.devices[source])
+            into = self._searches[source].until(self.devices[target])
             back: list[int] = []
             at, start = self.devices[target], self.devices[source]
             while at != start:
@@ -93,6 +95,13 @@ class Topology:
             found = self._paths[source, target] = tuple(reversed(back))
         return found
 
+    def links_from(self, endpoint: str) -> list[int]:
+        """Numbers of the links that leave an endpoint."""
+        return self._out.get(endpoint, [])
+
+    def is_device(self, endpoint: str) -> bool:
+        return endpoint in self._number
+
     def latency_ns(self, source: int, target: int) -> float:
         """Of the path between two devices."""
         return sum(self.links[i].latency_ns for i in self.path(source, target))
@@ -100,31 +109,6 @@ class Topology:
     def passes_host(self, source: int, target: int) -> bool:
         """Whether the path between two devices goes through a processor."""
         return any(self.links[i].target in self.hosts for i in self.path(source, target))
-
-    def _into(self, source: int) -> dict[str, int]:
-        """For each endpoint, the link over which the best way from `source` reaches it (Dijkstra's algorithm)."""
-        known = self._ways.get(source)
-        if known is not None:
-            return known
-        start = self.devices[source]
-        into: dict[str, int] = {}
-        best: dict[str, tuple[int, float, int, float]] = {start: (0, 0, 0, 0)}
-        queue = [(best[start], 0, start)]
-        pushed = 0
-        while queue:
-            cost, _, at = heappop(queue)
-            if cost > best[at]:
-                continue
-            passed = cost[0] + (at in self._number and at != start)
-            for i in self._out.get(at, ()):
-                link = self.links[i]
-                onward = (passed, cost[1] + link.latency_ns, cost[2] + 1, cost[3] + 1 / link.bandwidth)
-                if link.target not in best or onward < best[link.target]:
-                    best[link.target], into[link.target] = onward, i
-                    pushed += 1
-                    heappush(queue, (onward, pushed, link.target))
-        self._ways[source] = into
-        return into
 
     def _check_connected(self) -> None:
         """All devices reach each other when the first reaches all and all reach the first."""
@@ -150,3 +134,33 @@ class Topology:
                     seen.add(name)
                     rest.append(name)
         return seen
+
+
+class _Search:
+    """The best ways from one endpoint (Dijkstra's algorithm), found as far as they have been asked for."""
+
+    def __init__(self, topology: Topology, start: str) -> None:
+        self._topology, self._start = topology, start
+        self._into: dict[str, int] = {}
+        self._best: dict[str, tuple[int, float, int, float]] = {start: (0, 0, 0, 0)}
+        self._queue = [(self._best[start], 0, start)]
+        self._settled: set[str] = set()
+        self._pushed = 0
+
+    def until(self, target: str) -> dict[str, int]:
+        """The link over which the best way reaches each endpoint; final for `target` and what lies before it."""
+        topology, best, queue = self._topology, self._best, self._queue
+        while target not in self._settled:
+            cost, _, at = heappop(queue)
+            if at in self._settled:
+                continue
+            self._settled.add(at)
+            passed = cost[0] + (topology.is_device(at) and at != self._start)
+            for i in topology.links_from(at):
+                link = topology.links[i]
+                onward = (passed, cost[1] + link.latency_ns, cost[2] + 1, cost[3] + 1 / link.bandwidth)
+                if link.target not in best or onward < best[link.target]:
+                    best[link.target], self._into[link.target] = onward, i
+                    self._pushed += 1
+                    heappush(queue, (onward, self._pushed, link.target))
+        return self._into

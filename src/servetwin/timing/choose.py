@@ -113,7 +113,7 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     pool_link = _link(pool, device)
 
     def sources(links: Links | None) -> list[Source]:
-        found = [*_by_precedence(measured, links or pool_link), roofline]
+        found = [*_by_precedence(measured, links, pool_link), roofline]
         if not overlay.scales_devices:
             return found
         reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
@@ -128,12 +128,13 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     return Pricing(name, lambda links=None: OperatorTimer(found, sources(links), padded), host, hashes, Spread(tables))
 
 
-def _by_precedence(measured: list[Source], links: Links | None) -> list[Source]:
+def _by_precedence(measured: list[Source], network: Links | None, pool_link: DeviceLink | None) -> list[Source]:
     """What prices collectives first. Links that a person described come before a table measured on another machine; a
     table comes before the catalogue's links, but for a group over several nodes, since tables are of one node."""
+    links = network or pool_link
     if links is not None and links.explicit:
         return [LinkSource(links), *measured]
-    across = [LinkSource(links, only_across_nodes=True)] if links is not None and measured else []
+    across = [LinkSource(network, only_across_nodes=True)] if network is not None and measured else []
     return [*across, *measured, LinkSource(links)]
 
 
