@@ -66,7 +66,7 @@ def build(
         try:
             _check_supported(pool)
             pricing = pricing_for(scenario, pool, base)
-            options = scheduler_options(scenario, pool, base, pricing.kv_factor)
+            options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
         for _ in range(pool.replicas):
@@ -96,10 +96,10 @@ def _router(scenario: Scenario) -> Router:
             return LeastLoaded()
 
 
-def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
+def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
     """The scheduler's options of a pool's engines, its KV blocks included (their estimate times `kv_factor`)."""
     engine = pool.engine
-    arch = load_architecture(_model_reference(scenario, base))
+    arch = load_architecture(_model_reference(pool, base))
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
@@ -153,9 +153,9 @@ def _given(value: T | None) -> T:
     return value
 
 
-def _model_reference(scenario: Scenario, base: Path) -> str | Path:
-    path = base / scenario.model
-    return path if path.exists() else scenario.model
+def _model_reference(pool: Pool, base: Path) -> str | Path:
+    path = base / _given(pool.model)
+    return path if path.exists() else _given(pool.model)
 
 
 def _engine(
