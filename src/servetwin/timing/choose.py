@@ -147,8 +147,6 @@ def _profiled(
                     allowed="import one (servetwin import llmservingsim-profile), or source: auto",
                 )
             return None
-        if scenario.timing.source == "auto" and sharding.tensor not in profiles.read_profile(found).tensor:
-            return None  # a degree that was not measured is priced operator by operator
         folder = found
     layers = len(arch.layers)
     link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
