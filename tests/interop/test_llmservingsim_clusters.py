@@ -52,6 +52,10 @@ SHIPPED: dict[str, Any] = {
 pipeline, data and expert, replicas), and whether the data has its measurements (one bundle, of degree 1)."""
 
 
+needs_operators_of_other_degrees = pytest.mark.skipif(
+    "experts" not in Pool.model_fields,
+    reason="needs timing source auto to leave degrees without a profile to operators",
+)
 needs_expert_routing = pytest.mark.skipif(
     "experts" not in Pool.model_fields, reason="needs pools[].experts in the scenario"
 )
@@ -254,6 +258,16 @@ def test_links_of_dimensions_become_links_of_places(repo: Repo) -> None:
 
 
 @needs_routing
+def test_replicas_inside_nodes_keep_a_link_of_their_own(repo: Repo) -> None:
+    scenario = several(repo, [instance(tp_size=2)], [instance(tp_size=2)], link_bw=[128, 16], link_latency=[500, 20000])
+    (pool,) = scenario.pools
+    assert pool.link is not None and (pool.link.bandwidth, pool.link.latency) == (128 * 2**30, 500)
+    assert scenario.network is not None and scenario.network.inside is None
+    assert scenario.network.between is not None
+    assert (scenario.network.between.bandwidth, scenario.network.between.latency) == (16 * 2**30, 20_000)
+
+
+@needs_routing
 def test_dimensions_that_nothing_crosses_do_not_matter(repo: Repo) -> None:
     member = instance(dp_group="A")  # one tensor rank: the first dimension has no links
     link = several(repo, [member, member], link_bw=[900, 16], link_latency=[0, 500]).pools[0].link
@@ -302,6 +316,7 @@ def test_without_a_bundle_the_scenario_says_so_and_runs(repo: Repo, fields: dict
     assert run.priced_ns["measured"] == run.priced_ns["interpolated"] == 0 or fields == {"hardware": "H100"}
 
 
+@needs_operators_of_other_degrees
 def test_a_degree_that_no_profile_has_is_priced_without_it(repo: Repo) -> None:
     from servetwin import catalog
 
