@@ -90,8 +90,7 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
         for gap, count in engine.scheduler.gaps.items():
             gaps[gap] = gaps.get(gap, 0) + count
     priced: dict[str, int] = {}
-    for engine in cluster.engines:
-        ledger = engine.timer.ledger
+    for ledger in {id(engine.timer.ledger): engine.timer.ledger for engine in cluster.engines}.values():
         for kind in ("measured", "interpolated", "extrapolated"):
             priced[kind] = priced.get(kind, 0) + getattr(ledger, kind)
         priced["analytic"] = priced.get("analytic", 0) + ledger.analytic + ledger.assumed

@@ -32,7 +32,9 @@ def waits(requests: int, tokens: object, rate: float, servers: int = 1, seed: in
             "input_tokens": tokens,
             "output_tokens": 1,
         },
-        "pools": [{"device": "h100_sxm", "replicas": servers, "engine": {"max_num_seqs": 1, "async_scheduling": False}}],
+        "pools": [
+            {"device": "h100_sxm", "replicas": servers, "engine": {"max_num_seqs": 1, "async_scheduling": False}}
+        ],
         "routing": {"policy": "round_robin"},
         "timing": {"source": "linear", "base_ns": BASE_NS, "per_prefill_token_ns": TOKEN_NS},
         "seed": seed,

@@ -23,6 +23,7 @@ from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
@@ -69,9 +70,12 @@ def build(
             options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
+        timer = pricing.new_timer()  # equal engines share what has been priced once
         for _ in range(pool.replicas):
             number = len(cluster.engines)
-            cluster.engines.append(_engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce))
+            cluster.engines.append(
+                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce)
+            )
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
     cluster.new_request = _RequestMaker(table, record_tokens)
@@ -162,6 +166,7 @@ def _engine(
     number: int,
     options: SchedulerOptions,
     pricing: Pricing,
+    timer: StepTimer,
     pool: Pool,
     seed: int,
     cluster: Cluster,
@@ -175,7 +180,7 @@ def _engine(
     engine = Engine(
         number,
         Scheduler(options, options.new_kv_cache(), accepted=accepted),
-        pricing.new_timer(),
+        timer,
         log,
         cluster.ended,
         host=pricing.host,
