@@ -29,6 +29,11 @@ def check_pool(pool: BlockPool, references: Counter[int]) -> None:
     assert pool._key[NULL] is None, "B3"
 
 
+def ridden(request: Request, batch: int) -> int:
+    """Tokens that a request was given while riding, batch number `batch` included."""
+    return batch - request.joined if request.joined else 0
+
+
 class WatchedScheduler(Scheduler):
     """Checks S1-S5 and B1-B3, and counts tokens."""
 
@@ -57,24 +62,24 @@ class WatchedScheduler(Scheduler):
         self.last_schedule_ns = now
         before = set(self.running)
         batch = super().schedule(now)
-        assert len(set(batch.requests)) == len(batch.requests), "a request stands in a batch twice"
+        assert len({*batch.requests, *batch.riding}) == len(batch), "a request stands in a batch twice"
         assert all(tokens >= 1 for tokens in batch.tokens)
-        assert sum(batch.tokens) <= self.options.max_num_batched_tokens, "S1"
-        if not batch.requests:
+        assert sum(batch.tokens) + batch.riders <= self.options.max_num_batched_tokens, "S1"
+        if not len(batch):
             self.preempted_in_vain += len(batch.preempted)
         if batch.preempted:
-            assert before.issuperset(batch.requests), "S4: admitted in a step that preempted"
+            assert before.issuperset([*batch.requests, *batch.riding]), "S4: admitted in a step that preempted"
         assert not set(batch.requests) & set(batch.preempted)
-        for request, tokens, start, drafts in zip(
-            batch.requests, batch.tokens, batch.before, batch.drafts, strict=True
-        ):
+        entries = batch.entries()
+        assert len(entries) == len(batch)
+        for request, tokens, start, drafts in entries:
             self.scheduled[request.row] += tokens
             if request not in before:
                 self.due[request.row] -= start
-            assert request.computed == start + tokens
+            assert request.computed + ridden(request, batch.number) == start + tokens
             # Drafts whose fate a synchronous scheduler does not know yet have no placeholders.
             unknown = 0 if self.options.async_scheduling else drafts
-            assert request.computed <= request.known + request.placeholders + unknown, "S3"
+            assert request.computed <= request.known + request.placeholders + unknown or request.joined, "S3"
         self.check()
         return batch
 

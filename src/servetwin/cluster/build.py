@@ -174,7 +174,7 @@ def _engine(
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
     engine = Engine(
         number,
-        Scheduler(options, options.new_kv_cache(), accepted=accepted),
+        Scheduler(options, options.new_kv_cache(), accepted=accepted, rides=coalesce),
         pricing.new_timer(),
         log,
         cluster.ended,
