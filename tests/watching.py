@@ -12,6 +12,7 @@ from servetwin.engine.batch import Batch
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.memory.blocks import NULL, BlockPool
+from servetwin.memory.counted import CountedKV
 
 
 def check_pool(pool: BlockPool, references: Counter[int]) -> None:
@@ -107,6 +108,14 @@ class WatchedScheduler(Scheduler):
         for request in self.seen:
             assert places[request] + request.finished == 1, f"S2: request {request.row} is in {places[request]} places"
             assert (request in self.running) == (request.status == Status.RUNNING)
+        if isinstance(self.kv, CountedKV):
+            blocks = sum(self.kv.held[request.row] for request in self.plain)
+            for request in self.running:
+                if request.joined:
+                    context = request.computed + ridden(request, self.scheduled_batches)
+                    blocks += -(-context // self.options.block_size)
+            assert self.kv.pool.used == blocks
+            return
         owned = Counter[int]()
         for holding in self.kv.holdings.values():
             for table in holding.tables:
@@ -122,7 +131,7 @@ class WatchedScheduler(Scheduler):
         assert all(self.ends[request.row] == 1 for request in self.seen)
         assert not self.unfinished
         assert not self.pinned
-        assert not self.kv.holdings
+        assert not (self.kv.held if isinstance(self.kv, CountedKV) else self.kv.holdings)
         assert self.kv.pool.free == self.options.usable_blocks
         if not self.options.speculative_tokens and not self.options.kv_consumer:
             assert self.scheduled == self.due, "tokens were lost or made"

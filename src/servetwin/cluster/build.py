@@ -62,6 +62,7 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), progress)
     built = Built(cluster, log, [], [])
+    shared = table.segments is not None or table.token_ids is not None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -71,7 +72,9 @@ def build(
             raise error.at(field=f"pools[{index}]") from None
         for _ in range(pool.replicas):
             number = len(cluster.engines)
-            cluster.engines.append(_engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce))
+            cluster.engines.append(
+                _engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce, shared)
+            )
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
     cluster.new_request = _RequestMaker(table, record_tokens)
@@ -167,6 +170,7 @@ def _engine(
     cluster: Cluster,
     log: StepLog,
     coalesce: bool,
+    shared: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
@@ -174,7 +178,7 @@ def _engine(
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
     engine = Engine(
         number,
-        Scheduler(options, options.new_kv_cache(), accepted=accepted, rides=coalesce),
+        Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
         pricing.new_timer(),
         log,
         cluster.ended,

@@ -23,6 +23,7 @@ from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
 from servetwin.engine.request import Request, Status
 from servetwin.engine.riders import Riders
 from servetwin.engine.transfer import KVConnector
+from servetwin.memory.counted import CountedKV
 from servetwin.memory.kv import KVCache
 
 AcceptedDrafts = Callable[[Request, int], int]
@@ -35,7 +36,7 @@ class Scheduler:
     def __init__(
         self,
         options: SchedulerOptions,
-        kv: KVCache,
+        kv: KVCache | CountedKV,
         connector: KVConnector | None = None,
         accepted: AcceptedDrafts | None = None,
         rides: bool = False,
@@ -47,7 +48,7 @@ class Scheduler:
         self.rides = rides and self._can_ride_at_all()
         self.plain: list[Request] = [] if self.rides else self.running
         """running requests that do not ride, in running order"""
-        self.riders = Riders(options.block_size, listed=True)
+        self.riders = Riders(options.block_size, listed=isinstance(kv, KVCache))
         self.keeps_entries = False
         """whether batches say who rides in them"""
         self.output_ns: list[int] | None = None
@@ -297,6 +298,10 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Back to the front of the queue, all KV lost. Outputs in flight still count when they arrive."""
+        if isinstance(self.kv, CountedKV) and self.kv.caching:
+            # It may find its own blocks again. Nobody rides in a step that preempts.
+            self.kv = self.kv.told_apart()
+            self.riders = Riders(self.options.block_size, listed=True)
         self._free(request)
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
@@ -499,6 +504,10 @@ class Scheduler:
                 request.token_ns += self.output_ns[joined:processed]
         if done or flying:
             request.last_batch = self.scheduled_batches
+        if isinstance(self.kv, CountedKV):
+            # Scheduling ahead, a token counts as known when the step after its own is scheduled.
+            late = 1 if flying and self.options.async_scheduling else 0
+            self.kv.settle(request.row, request.computed, request.computed - late if done or flying else 0)
         request.quiet = self._quiet(request)
         for i in range(1, flying + 1):
             self.flying[-i].insert(request)
@@ -549,6 +558,9 @@ class Scheduler:
     def take_blocks(self, number: int) -> None:
         """Give the riders the blocks that they need in batch `number`, and make findable those that they fill."""
         riders, size = self.riders, self.options.block_size
+        if isinstance(self.kv, CountedKV):
+            self.kv.pool.free -= riders.blocks(number)
+            return
         for request in riders.due_for[(1 - number) % size]:
             computed = request.computed + number - 1 - request.joined
             # Scheduling ahead, the last token is not known yet.
@@ -575,6 +587,7 @@ class Scheduler:
                 self.gaps[usual_gap] = self.gaps.get(usual_gap, 0) + handing
             self.riders.handing = handing + batch.joined
             while self._deferred_frees and self._deferred_frees[0][0] <= self._processed_batches:
+                assert isinstance(self.kv, KVCache)
                 self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
         ended: list[Request] = []
         speculative = self.options.speculative_tokens
@@ -686,6 +699,7 @@ class Scheduler:
         if self._frees_at_once(request):
             self.kv.free(request.row)
             return
+        assert isinstance(self.kv, KVCache)
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
             self._deferred_frees.append((self.scheduled_batches, blocks))
