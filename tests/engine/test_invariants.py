@@ -124,7 +124,9 @@ trace_requests = st.lists(
 )
 
 
-def replay_watched(config: dict[str, Any], requests: list[dict[str, Any]], **extra: Any) -> None:
+def replay_watched(
+    config: dict[str, Any], requests: list[dict[str, Any]], *, rides: bool = True, **extra: Any
+) -> list[dict[str, Any]]:
     records = []
     for number, request in enumerate(requests):
         record = {"kind": "req", "r": number, **request, **extra}
@@ -134,24 +136,28 @@ def replay_watched(config: dict[str, Any], requests: list[dict[str, Any]], **ext
     law = {"base": 5_000_000, "per_prefill_token": 20_000, "per_decode_seq": 50_000, "per_context_token": 1}
     header = {"kind": "header", "scenario": "random", "config": config, "latency_ns": law}
     with watched("servetwin.interop.steptrace") as schedulers:
-        steps, ended = replay(StepTrace(Path("random"), header, records))
+        steps, ended = replay(StepTrace(Path("random"), header, records), rides)
     assert all(request.finished for request in ended)
     assert all(step["e"] > step.get("b", step["t"]) for step in steps)
     for scheduler in schedulers:
         scheduler.check_end()
+    return steps
 
 
 @settings(max_examples=120, deadline=None)
 @given(configs, kinds, trace_requests)
 def test_of_one_scheduler(config: dict[str, Any], kind: dict[str, Any], requests: list[dict[str, Any]]) -> None:
-    """Options that scenarios do not reach: draft tokens, sliding windows, pipeline stages."""
-    replay_watched(config | kind, requests)
+    """Options that scenarios do not reach: draft tokens, sliding windows, pipeline stages; and requests that ride take
+    the same steps as requests that are scheduled one by one."""
+    assert replay_watched(config | kind, requests) == replay_watched(config | kind, requests, rides=False)
 
 
 @settings(max_examples=40, deadline=None)
 @given(configs, trace_requests)
 def test_of_a_decode_engine(config: dict[str, Any], requests: list[dict[str, Any]]) -> None:
-    replay_watched(config | {"kv_role": "kv_consumer"}, requests, kv="do_remote_prefill")
+    config |= {"kv_role": "kv_consumer"}
+    steps = replay_watched(config, requests, kv="do_remote_prefill")
+    assert steps == replay_watched(config, requests, kv="do_remote_prefill", rides=False)
 
 
 @settings(max_examples=40, deadline=None)

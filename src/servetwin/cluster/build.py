@@ -63,6 +63,7 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), progress)
     built = Built(cluster, log, [], [])
+    shared = table.segments is not None or table.token_ids is not None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -74,7 +75,7 @@ def build(
         for _ in range(pool.replicas):
             number = len(cluster.engines)
             cluster.engines.append(
-                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce)
+                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
             )
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
@@ -172,6 +173,7 @@ def _engine(
     cluster: Cluster,
     log: StepLog,
     coalesce: bool,
+    shared: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
@@ -179,7 +181,7 @@ def _engine(
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
     engine = Engine(
         number,
-        Scheduler(options, options.new_kv_cache(), accepted=accepted),
+        Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
         timer,
         log,
         cluster.ended,

@@ -23,6 +23,10 @@ from servetwin.timing.shape import StepShape
 class Log(Protocol):
     """Where executed steps are written (see `StepLog`)."""
 
+    @property
+    def keeps_entries(self) -> bool:
+        """Whether it wants to know each request of a batch."""
+
     def step(self, engine: int, batch: Batch, used: int) -> None: ...
     def run(
         self,
@@ -89,6 +93,7 @@ class Engine:
         self._last_end = 0
         # In a deeper pipeline, batches of different requests take turns: no run of one unchanged batch.
         self._horizon = horizon if scheduler.options.pipeline == 1 else None
+        scheduler.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
@@ -116,7 +121,7 @@ class Engine:
                 now = self._coast(now, self._horizon())
             if scheduler.has_work:
                 batch = scheduler.schedule(now)
-                self._ran = bool(batch.requests)
+                self._ran = batch.number > 0
                 if self._ran:
                     self._launch(batch, now)
                 else:  # told to the workers, in order, but takes no time
@@ -134,7 +139,7 @@ class Engine:
 
     def _coast(self, now: int, horizon: int | None) -> int:
         flying = self._batches[0] if self._batches else None
-        if self._room > 1 and (flying is None or not flying.requests):
+        if self._room > 1 and flying is None:
             return now
         now, flying = coast(self, now, horizon, flying)
         if flying is not None:
@@ -160,7 +165,7 @@ class Engine:
 
         Where a request that can never be served is in the way, it is ended, and the next one can be tried at once.
         """
-        if self._ran or not self.scheduler.has_work or any(batch.requests for batch in (batch, *self._batches)):
+        if self._ran or not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
             return False
         return bool(batch.preempted) or not self._fail_unservable(now)
 
@@ -189,7 +194,7 @@ class Engine:
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
-        host, seqs = self.host, len(batch.requests)
+        host, seqs = self.host, len(batch)
         ready = now + host.before(seqs)
         parts = self.stages(self.timer.step_ns(shape) + host.gap(seqs))
         free = self._device_free

@@ -168,12 +168,13 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self._grown: dict[int, int] = {}
+        self.keeps_entries = True
 
     def step(self, engine: int, batch: Batch, used: int) -> None:
         entries: list[Any] = []
         shape = batch.shape
         assert shape is not None
-        for request, n, c, k in zip(batch.requests, batch.tokens, batch.before, batch.drafts, strict=True):
+        for request, n, c, k in batch.entries():
             r = request.row
             if n == 1 and not k and self._grown.get(r) == c:
                 entries.append(r)
@@ -195,7 +196,7 @@ class _Recorder:
         raise NotImplementedError("traces are compared step by step: steps are not coalesced")
 
 
-def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
+def replay(trace: StepTrace, rides: bool = True) -> tuple[list[dict[str, Any]], list[Request]]:
     """The steps that our engine takes on a trace's requests, and the requests as they ended."""
     options = _options(trace)
     law = trace.header.get("latency_ns", {})
@@ -212,6 +213,7 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
         kv,
         connector if options.kv_consumer or options.kv_producer else None,
         lambda request, drafts: splitmix64((request.row << 20) + request.outputs) % (drafts + 1),
+        rides=rides,
     )
     recorder = _Recorder()
     engine = Engine(0, scheduler, timer, recorder, lambda request, now: None)
