@@ -45,6 +45,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
         "model": str(path.resolve()) if path else catalog.model(scenario.model).id,
         "workload": _resolved_workload(scenario.workload, base),
         "pools": pools,
+        "routing": scenario.routing.resolved(),
         "timing": timing,
     }
     return scenario.model_copy(update=changes)

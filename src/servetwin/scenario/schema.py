@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
+from servetwin.scenario.routing import Routing
 from servetwin.scenario.workload import (
     Arrivals,
     Empirical,
@@ -128,12 +129,6 @@ class Pool(Section):
         default=None, description="between the devices of a replica; default: the device's own scale-up link"
     )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
-
-
-class Routing(Section):
-    """Which replica a request goes to."""
-
-    policy: Literal["round_robin", "least_loaded", "random"] = "least_loaded"
 
 
 _LINEAR = ("base_ns", "per_prefill_token_ns", "per_decode_seq_ns", "per_context_token_ns")
