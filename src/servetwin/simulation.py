@@ -180,7 +180,7 @@ def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mappi
         "preemptions": (r.preemptions for r in requests),
     }
     texts = {
-        "pool": [pools[r.engine] for r in requests],
+        "pool": [pools[r.engine] if r.engine >= 0 else "" for r in requests],
         "status": [_STATUS[r.status] for r in requests],
         "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
     }

@@ -53,6 +53,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
         "nodes": nodes,
         "network": network,
         "pools": pools,
+        "routing": scenario.routing.resolved(),
         "timing": timing,
     }
     return scenario.model_copy(update=changes)

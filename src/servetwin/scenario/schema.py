@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from servetwin.scenario.hardware import Network, Nic, Node, Topology
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
+from servetwin.scenario.routing import Routing
 from servetwin.scenario.workload import (
     Arrivals,
     Empirical,
@@ -137,12 +138,6 @@ class Pool(Section):
         default=None, description="devices of the nodes, replica after replica, such as node0:0-3", min_length=1
     )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
-
-
-class Routing(Section):
-    """Which replica a request goes to."""
-
-    policy: Literal["round_robin", "least_loaded", "random"] = "least_loaded"
 
 
 _LINEAR = ("base_ns", "per_prefill_token_ns", "per_decode_seq_ns", "per_context_token_ns")
