@@ -106,7 +106,8 @@ def run_cases(names: list[str], traces: Path) -> None:
             )
             shutil.rmtree(Path(folder) / name, ignore_errors=True)
             limit = str(case.mebibytes or "-")
-            row = f"{name:<24} {seconds:8.2f} {case.seconds:7.1f} {seconds / case.seconds:6.2f} {mebibytes:7.0f} {limit:>7}"
+            ratio = seconds / case.seconds
+            row = f"{name:<24} {seconds:8.2f} {case.seconds:7.1f} {ratio:6.2f} {mebibytes:7.0f} {limit:>7}"
             print(row if not status else f"{name:<24} failed with status {status}", flush=True)
 
 

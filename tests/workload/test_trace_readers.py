@@ -427,7 +427,7 @@ def test_rate_scale_divides_arrivals_but_not_patience(tmp_path: Path) -> None:
 
 
 def test_repetitions_follow_at_the_pace_of_the_trace(tmp_path: Path) -> None:
-    """Arrivals 5, 0 and 9: a mean gap of 4.5, so that each repetition begins 13.5 (rounded to even) ns after the other."""
+    """Arrivals 5, 0 and 9: a mean gap of 4.5, so that a repetition begins 13.5 ns (rounded to even) after the other."""
     once, table = replay(tmp_path), replay(tmp_path, repeat=3)
     assert table.arrival_ns.tolist() == [5, 0, 9, 19, 14, 23, 33, 28, 37]
     assert columns(table)[1:] == [column * 3 for column in columns(once)[1:]]

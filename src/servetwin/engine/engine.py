@@ -13,7 +13,7 @@ from typing import Protocol
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.coast import coast
-from servetwin.engine.request import Request
+from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
@@ -81,10 +81,9 @@ class Engine:
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
         self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
-        self.inbox: deque[tuple[Request, bool]] = deque()
-        """arrivals and client aborts (True) that the loop has not looked at yet, in time order"""
-        self.unfinished = 0
-        """requests that were sent here and have not ended, from the moment at which they were sent"""
+        self.inbox: deque[tuple[Request, Status | None]] = deque()
+        """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
+        has not looked at yet, in time order"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
@@ -97,12 +96,6 @@ class Engine:
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Requests (running, waiting), those on their way included."""
-        running = len(self.scheduler.running)
-        return running, self.unfinished - running
 
     def wake(self, now: int) -> int | None:
         """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
@@ -184,11 +177,14 @@ class Engine:
     def _open_inbox(self, now: int) -> None:
         inbox, scheduler = self.inbox, self.scheduler
         while inbox:
-            request, aborted = inbox.popleft()
-            if not aborted:
+            request, end = inbox.popleft()
+            if end is None:
                 scheduler.add(request)
             elif not request.finished:
-                scheduler.abort(request, now)
+                if end == Status.ABORTED:
+                    scheduler.abort(request, now)
+                else:
+                    scheduler.fail(request, request.reason, now)
                 self.on_end(request, now)
 
     def _launch(self, batch: Batch, now: int) -> None:

@@ -227,7 +227,7 @@ def replay(trace: StepTrace, rides: bool = True) -> tuple[list[dict[str, Any]], 
     while events or wake is not None or scheduler.unfinished:
         if events and (wake is None or events[0][0] <= wake):
             now, kind, _, request = heapq.heappop(events)
-            engine.inbox.append((request, kind == 1))
+            engine.inbox.append((request, Status.ABORTED if kind == 1 else None))
             if engine.awaiting or (events and events[0][0] == now):
                 continue
         elif wake is not None:

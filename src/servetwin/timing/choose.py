@@ -78,8 +78,9 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
             timing.per_context_token_ns or 0,
         )
         return Pricing("linear", lambda: LinearTimer(*law), NO_OVERHEAD)
-    path = base / scenario.model
-    arch = load_architecture(path if path.exists() else scenario.model)
+    assert pool.model is not None
+    path = base / pool.model
+    arch = load_architecture(path if path.exists() else pool.model)
     engine = pool.engine
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     degrees = pool.parallelism
@@ -136,11 +137,11 @@ def _profiled(
     if wanted is not None:
         folder = profiles.by_id(wanted).folder
     else:
-        found = profiles.find(device.id, scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
+        found = profiles.find(device.id, pool.model or scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
         if found is None:
             if scenario.timing.source == "profile":
                 raise InputError(
-                    f"no measured profile of {scenario.model} on {device.id}",
+                    f"no measured profile of {pool.model} on {device.id}",
                     field="timing.source",
                     found="profile",
                     allowed="import one (servetwin import llmservingsim-profile), or source: auto",

@@ -21,8 +21,8 @@ MOST_REQUESTS = 1 << 27
 
 
 def replayed(workload: TraceWorkload, base: Path) -> RequestTable:
-    """Read the trace, drop the first `skip` rows, keep at most `limit`, and play them `repeat` times, `rate_scale` times
-    as fast.
+    """Read the trace, drop the first `skip` rows, keep at most `limit`, and play them `repeat` times over, so many
+    times as fast as `rate_scale` says.
 
     Requests are numbered from 0 over the rows that are kept. With `skip`, time starts at the earliest arrival among
     them, so that a run does not begin with an idle stretch; without, arrivals are those of the reader. `rate_scale`
