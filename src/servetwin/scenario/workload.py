@@ -246,6 +246,7 @@ class TraceWorkload(Section):
     rate_scale: Positive = Field(default=1.0, description="the trace is replayed so many times as fast")
     limit: Count | None = Field(default=None, description="read so many requests at most")
     skip: Whole = Field(default=0, description="leave out so many requests at the start of the trace")
+    repeat: Count = Field(default=1, description="play what is left so many times, back to back at the trace's pace")
     arrivals_at: Literal["client", "engine"] = Field(
         default="client", description="engine: arrivals are when the engine queued the request, after its front end"
     )
