@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from servetwin import catalog
 from servetwin.catalog import Device, profiles
@@ -19,7 +19,7 @@ from servetwin.timing.graphs import capture_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.kernels.tables import KernelTables
 from servetwin.timing.linear import LinearTimer
-from servetwin.timing.links import LinkSource
+from servetwin.timing.links import Links, LinkSource
 from servetwin.timing.operators import OperatorTimer, Source
 from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay, read_overlay
 from servetwin.timing.profile import ProfileTimer
@@ -31,12 +31,19 @@ from servetwin.timing.strict import StrictTimer
 from servetwin.timing.uncertainty import Spread
 
 
+class NewTimer(Protocol):
+    """Makes a timer with a ledger of its own. `links` are those between the devices of the replica it is for; None =
+    the pool's link, or else the device's own."""
+
+    def __call__(self, links: Links | None = None) -> StepTimer: ...
+
+
 @dataclass(frozen=True)
 class Pricing:
-    """How the steps of one pool are priced. `new_timer` makes a timer with a ledger of its own."""
+    """How the steps of one pool are priced."""
 
     source: str
-    new_timer: Callable[[], StepTimer]
+    new_timer: NewTimer
     host: HostOverhead
     hashes: dict[str, str] = field(default_factory=dict)
     spread: Spread | None = None
@@ -59,7 +66,7 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
     pricing = _uncalibrated(scenario, pool, base, overlay)
     if scenario.timing.strict_measured:
         lenient = pricing.new_timer
-        pricing = replace(pricing, new_timer=lambda: StrictTimer(lenient()))
+        pricing = replace(pricing, new_timer=lambda links=None: StrictTimer(lenient(links)))
     if path is None:
         return pricing
     hashes = pricing.hashes | {f"overlay {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -77,7 +84,7 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
             timing.per_decode_seq_ns or 0,
             timing.per_context_token_ns or 0,
         )
-        return Pricing("linear", lambda: LinearTimer(*law), NO_OVERHEAD)
+        return Pricing("linear", lambda links=None: LinearTimer(*law), NO_OVERHEAD)
     assert pool.model is not None
     path = base / pool.model
     arch = load_architecture(path if path.exists() else pool.model)
@@ -91,28 +98,45 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
         profiled = _profiled(scenario, pool, arch, dtypes, sharding, device)
         if profiled is not None:
             folder, bare, digest = profiled
-            new_timer = (lambda: CalibratedTimer(bare(), overlay)) if overlay.scales_devices else bare
+            scaled: NewTimer = lambda links=None: CalibratedTimer(bare(links), overlay)  # noqa: E731
+            new_timer = scaled if overlay.scales_devices else bare
             return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
-    sources: list[Source] = []
+    measured: list[Source] = []
     hashes: dict[str, str] = {}
     tables = None
     if timing.source in ("auto", "silicon"):
         tables = _kernel_tables(device, required=timing.source == "silicon")
         if tables is not None:
-            sources.append(Silicon(tables, sharding, moe_backend=engine.moe_backend))
+            measured.append(Silicon(tables, sharding, moe_backend=engine.moe_backend))
             hashes[f"kernels {device.id}"] = profiles.profile_hash(tables.profile.profile.folder)
-    sources += [LinkSource(_link(pool, device)), Roofline(device, bandwidth)]
-    if overlay.scales_devices:
+    roofline = Roofline(device, bandwidth)
+    pool_link = _link(pool, device)
+
+    def sources(links: Links | None) -> list[Source]:
+        found = [*_by_precedence(measured, links, pool_link), roofline]
+        if not overlay.scales_devices:
+            return found
         reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
-        sources = [CalibratedSource(source, overlay, reach) for source in sources]
+        return [CalibratedSource(source, overlay, reach) for source in found]
+
     found = operators(arch, dtypes, sharding)
     assert engine.max_num_seqs is not None
     padded = None
     if device.kind == "gpu" and not engine.enforce_eager:
         padded = padding(capture_sizes(engine.max_num_seqs, engine.num_speculative_tokens or 0))
-    name = " > ".join(source.name for source in sources)
-    return Pricing(name, lambda: OperatorTimer(found, sources, padded), host, hashes, Spread(tables))
+    name = " > ".join(source.name for source in sources(None))
+    return Pricing(name, lambda links=None: OperatorTimer(found, sources(links), padded), host, hashes, Spread(tables))
+
+
+def _by_precedence(measured: list[Source], network: Links | None, pool_link: DeviceLink | None) -> list[Source]:
+    """What prices collectives first. Links that a person described come before a table measured on another machine; a
+    table comes before the catalogue's links, but for a group over several nodes, since tables are of one node."""
+    links = network or pool_link
+    if links is not None and links.explicit:
+        return [LinkSource(links), *measured]
+    across = [LinkSource(network, only_across_nodes=True)] if network is not None and measured else []
+    return [*across, *measured, LinkSource(links)]
 
 
 def _kernel_tables(device: Device, required: bool) -> KernelTables | None:
@@ -132,7 +156,7 @@ def host_of(pool: Pool) -> HostOverhead:
 
 def _profiled(
     scenario: Scenario, pool: Pool, arch: Architecture, dtypes: Dtypes, sharding: Sharding, device: Device
-) -> tuple[str, Callable[[], StepTimer], str] | None:
+) -> tuple[str, NewTimer, str] | None:
     wanted = scenario.timing.profile
     if wanted is not None:
         folder = profiles.by_id(wanted).folder
@@ -149,14 +173,15 @@ def _profiled(
             return None
         folder = found
     layers = len(arch.layers)
-    link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
+    pool_link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
     collectives = [op for op in operators(arch, dtypes, sharding) if isinstance(op, Collective)]
     first = ProfileTimer.load(folder, sharding.tensor, layers)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
 
-    def new_timer() -> StepTimer:
+    def new_timer(links: Links | None = None) -> StepTimer:
         timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, layers)
-        return timer if link is None else _WithCollectives(timer, collectives, link)
+        between = links or pool_link
+        return timer if between is None or not collectives else _WithCollectives(timer, collectives, between)
 
     return first.profile.id, new_timer, profiles.profile_hash(folder)
 
@@ -166,14 +191,14 @@ def _link(pool: Pool, device: Device) -> DeviceLink | None:
         return DeviceLink(pool.link.bandwidth, pool.link.latency)
     if device.scale_up is None:
         return None
-    return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns)
+    return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns, explicit=False)
 
 
 class _WithCollectives:
-    """A measured profile of one rank, and beside it the collectives over the link, which it does not hold."""
+    """A measured profile of one rank, and beside it the collectives over the links, which it does not hold."""
 
-    def __init__(self, ranks: StepTimer, collectives: list[Collective], link: DeviceLink) -> None:
-        self.ranks, self._collectives, self._link = ranks, collectives, link
+    def __init__(self, ranks: StepTimer, collectives: list[Collective], links: Links) -> None:
+        self.ranks, self._collectives, self._links = ranks, collectives, links
         self.ledger = ranks.ledger
         self._priced: dict[tuple[int, int], int] = {}
 
@@ -192,6 +217,6 @@ class _WithCollectives:
         found = self._priced.get(key)
         if found is None:
             found = self._priced[key] = sum(
-                round(self._link.collective_ns(op, op.count(shape)) * sum(op.stages)) for op in self._collectives
+                round(self._links.collective_ns(op, op.count(shape)) * sum(op.stages)) for op in self._collectives
             )
         return found
