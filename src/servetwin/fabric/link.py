@@ -21,7 +21,7 @@ class DeviceLink:
         match operator.kind:
             case "allreduce":
                 return ring_allreduce_ns(operator.ranks, size, self.bandwidth, self.latency_ns)
-            case "allgather":
+            case "allgather" | "reducescatter":
                 return ring_gather_ns(operator.ranks, size, self.bandwidth, self.latency_ns)
             case "alltoall":
                 return exchange_ns(operator.ranks, size, self.bandwidth, self.latency_ns)

@@ -33,7 +33,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
     pools = []
     for index, pool in enumerate(scenario.pools):
         try:
-            pools.append(_resolved_pool(pool, config))
+            pools.append(_resolved_pool(pool, config, base))
         except InputError as error:
             error.field = f"pools[{index}].{error.field}" if error.field else f"pools[{index}]"
             raise error.at() from None
@@ -86,17 +86,21 @@ def _check_roles(scenario: Scenario) -> None:
             raise InputError(message, field=f"pools[{index}].role", found=role, allowed=allowed)
 
 
-def _resolved_pool(pool: Pool, config: Mapping[str, Any]) -> Pool:
+def _resolved_pool(pool: Pool, config: Mapping[str, Any], base: Path) -> Pool:
     """`pool` with the options of its engine filled in."""
     device = catalog.device(pool.device)
-    _check_parallelism(pool.parallelism, config)
+    _check_parallelism(pool.parallelism, config, pool.experts.redundant_experts if pool.experts else 0)
     override = pool.device_overrides
     memory = (override.memory_size if override else None) or device.visible_bytes
     engine = resolved_engine(pool.engine, device.id, memory, pool.parallelism.pipeline, longest_sequence(config))
-    return pool.model_copy(update={"device": device.id, "engine": engine})
+    experts = pool.experts
+    if experts is not None and experts.popularity is not None:
+        experts = experts.model_copy(update={"popularity": _absolute(experts.popularity, base)})
+    return pool.model_copy(update={"device": device.id, "engine": engine, "experts": experts})
 
 
-def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
+def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any], redundant: int) -> None:
+    """`redundant` copies of experts stand beside the model's own."""
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
     if isinstance(heads, int) and heads % degrees.tensor:
         message = f"the model's {heads} attention heads cannot be split evenly"
@@ -110,6 +114,7 @@ def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
     experts = next((config[key] for key in _EXPERTS if isinstance(config.get(key), int)), None)
     if experts is None:
         raise InputError("the model has no experts", field="parallelism.expert", found=degrees.expert, allowed="1")
+    experts += redundant
     devices = degrees.tensor * degrees.data
     fitting = [n for n in range(1, devices + 1) if devices % n == 0 and experts % n == 0]
     if degrees.expert not in fitting:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from servetwin.scenario.experts import ExpertChoices
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
 from servetwin.scenario.workload import (
     Arrivals,
@@ -34,6 +35,7 @@ __all__ = [
     "DeviceOverrides",
     "Empirical",
     "EngineOptions",
+    "ExpertChoices",
     "Fixed",
     "Lengths",
     "Link",
@@ -93,12 +95,14 @@ class EngineOptions(Section):
 
 
 class Parallelism(Section):
-    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices."""
+    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices. `context` ranks of each
+    tensor group deal out the KV of every sequence (vLLM's --decode-context-parallel-size)."""
 
     tensor: Count = 1
     pipeline: Count = 1
     data: Count = 1
     expert: Count = 1
+    context: Count = 1
 
 
 class DeviceOverrides(Section):
@@ -128,6 +132,7 @@ class Pool(Section):
         default=None, description="between the devices of a replica; default: the device's own scale-up link"
     )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
+    experts: ExpertChoices | None = Field(default=None, description="of a mixture of experts; default: as vLLM, even")
 
 
 class Routing(Section):
