@@ -8,7 +8,7 @@ import pytest
 
 from servetwin import catalog
 from servetwin.errors import InputError
-from servetwin.model import Dtypes, Sharding, architecture_of, weight_bytes
+from servetwin.model import Dtypes, Sharding, architecture_of, dtype, weight_bytes
 from servetwin.model.experts import Communication, ExpertOptions
 from servetwin.model.kernels import Collective, Experts, Operator
 from servetwin.model.layers import Architecture
@@ -44,15 +44,25 @@ def test_tensor_ranks_without_data_parallelism_only_add_up() -> None:
     assert exchanged(step(QWEN)) == {}
 
 
-def test_data_parallel_ranks_gather_hidden_states_and_logits_and_scatter_sums() -> None:
+def test_data_parallel_ranks_gather_hidden_states_and_choices_and_scatter_sums() -> None:
     ops = step(QWEN, data=8, expert=8)
     assert exchanged(ops) == {
         "moe_dispatch": ("allgather", 8, "gathered"),
         "moe_combine": ("reducescatter", 8, "gathered"),
     }
-    assert ops["moe_dispatch"].message_bytes(DECODE) == 8 * 64 * (2048 + 128) * 2
+    assert ops["moe_dispatch"].message_bytes(DECODE) == 8 * 64 * (2048 * 2 + 8 * 8)
     assert ops["moe_combine"].message_bytes(DECODE) == 8 * 64 * 2048 * 2
-    assert (ops["router"].rows, ops["topk"].rows, ops["experts"].rows) == ("tokens", "gathered", "gathered")
+    assert (ops["topk"].rows, ops["experts"].rows, ops["moe_sum"].rows) == ("tokens", "gathered", "gathered")
+
+
+def test_hidden_states_travel_as_the_experts_take_them() -> None:
+    sharding = Sharding(data=8, expert=8)
+    sent = {}
+    for name in ("bf16", "fp8", "int4", "nvfp4"):
+        ops = {op.name: op for op in operators(QWEN, Dtypes(expert=dtype(name)), sharding)}
+        sent[name] = ops["moe_dispatch"].message_bytes(DECODE) / (8 * 64) - 8 * 8
+        assert ops["moe_combine"].message_bytes(DECODE) == 8 * 64 * 2048 * 2
+    assert sent == {"bf16": 4096, "fp8": 2048, "int4": 4096, "nvfp4": 1152}
 
 
 def test_with_tensor_parallelism_tokens_are_dealt_out_before_the_exchange() -> None:
@@ -84,7 +94,7 @@ def test_an_all_to_all_sends_a_token_to_every_rank_with_one_of_its_experts() -> 
     homes = 8 * (1 - comb(112, 8) / comb(128, 8))
     sent = {name: op.message_bytes(DECODE) for name, op in ops.items() if op.kind == "alltoall"}
     assert sent == {"moe_dispatch": 64 * round(4096 * homes), "moe_combine": 64 * round(4096 * homes)}
-    assert (ops["topk"].rows, ops["experts"].rows) == ("tokens", "gathered")
+    assert ops["experts"].rows == "gathered"
     dealt = step(QWEN, "alltoall", tensor=2, data=4, expert=8)
     assert dealt["moe_dispatch"].message_bytes(DECODE) == 32 * round(4096 * homes)
 

@@ -3,9 +3,12 @@
 How tokens meet the experts, as vLLM does it (0.19 to 0.33), by the layout of tensor (t) and data (d) ranks:
 
 - d = 1: all ranks hold the same tokens; each computes its share, and an all-reduce over the t ranks adds up.
-- d > 1, `allgather_reducescatter` (vLLM's default --all2all-backend): the hidden states and router logits of all ranks
-  are gathered, every rank computes its experts for all of them, a reduce-scatter adds up and returns each rank's own.
+- d > 1, `allgather_reducescatter` (vLLM's default --all2all-backend): the hidden states of all ranks are gathered,
+  with the experts picked and their weights; every rank computes its experts for all of them; a reduce-scatter adds up
+  and returns each rank's own (`MoEPrepareAndFinalizeNaiveDPEPModular`).
 - d > 1, `alltoall` (DeepEP and the like): each token is sent to the ranks that hold one of its experts, and back.
+
+Hidden states go to the experts in the format in which these multiply, and come back as activations.
 
 With t > 1 and whole experts spread (expert > 1), the t ranks first deal their common tokens out (sequence parallel),
 so that the exchange is one over all t x d ranks, and an all-gather over t restores every rank's tokens. With t > 1 and
@@ -29,6 +32,9 @@ from servetwin.model.sharding import Sharding, split
 from servetwin.model.weights import Weight
 
 Communication = Literal["auto", "allgather_reducescatter", "alltoall", "allreduce"]
+
+_CHOICE_BYTES = 4 + 4
+"""of an expert that a token picked: its number and its weight (int32, float32)"""
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,7 @@ def expert_layer(
         return replace(op, rows="gathered", data=sharding.data) if spread else op
 
     yield from parted(product(held["router"], dtypes))
-    choice = move("topk", "elementwise", 4 * mlp.experts, 8 * mlp.top_k)
-    yield replace(choice, parts=own) if alltoall else met(choice)
+    yield replace(move("topk", "elementwise", 4 * mlp.experts, _CHOICE_BYTES * mlp.top_k), parts=own)
     if mlp.latent:
         yield from parted(product(held["latent_in_proj"], dtypes))
     if spread:
@@ -161,9 +166,9 @@ def _group(sharding: Sharding) -> int:
 
 
 def _dispatch(mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding, alltoall: bool) -> Operator:
-    """Hidden states, and where they are gathered the router's logits with them, in the format of the activations."""
+    sent = _sent_bytes(width, dtypes)
     if alltoall:
-        return _exchange("dispatch", mlp, width, dtypes, sharding)
+        return _exchange("dispatch", mlp, width, sent, sharding)
     return Collective(
         name="moe_dispatch",
         kind="allgather",
@@ -171,13 +176,13 @@ def _dispatch(mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding, alltoall
         data=sharding.data,
         ranks=_group(sharding),
         group="expert",
-        bytes_a_row=dtypes.activation.bytes(width + mlp.experts),
+        bytes_a_row=sent + _CHOICE_BYTES * mlp.top_k,
     )
 
 
 def _combine(mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding, alltoall: bool) -> Operator:
     if alltoall:
-        return _exchange("combine", mlp, width, dtypes, sharding)
+        return _exchange("combine", mlp, width, dtypes.activation.bytes(width), sharding)
     return Collective(
         name="moe_combine",
         kind="reducescatter",
@@ -189,11 +194,19 @@ def _combine(mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding, alltoall:
     )
 
 
+def _sent_bytes(width: int, dtypes: Dtypes) -> int:
+    """Bytes of one hidden state on its way to the experts."""
+    small = dtypes.expert
+    if small.compute not in ("fp8", "int8", "nvfp4"):
+        return dtypes.activation.bytes(width)
+    return -int(-width * (small.bits if small.compute == "nvfp4" else 8) // 8)
+
+
 def _exchange(
-    phase: Literal["dispatch", "combine"], mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding
+    phase: Literal["dispatch", "combine"], mlp: MoE, width: int, size: int, sharding: Sharding
 ) -> ExpertExchange:
-    """One copy of a token for every rank that holds one of its experts, itself included: with e of E experts a rank,
-    a rank is missed with probability C(E-e, k) / C(E, k)."""
+    """`size` bytes for each rank that holds one of a token's experts, itself included: with e of E experts a rank, a
+    rank is missed with probability C(E-e, k) / C(E, k)."""
     ranks = sharding.expert
     local = split(mlp.experts, ranks)
     homes = ranks * (1 - comb(mlp.experts - local, mlp.top_k) / comb(mlp.experts, mlp.top_k))
@@ -203,7 +216,7 @@ def _exchange(
         parts=sharding.tensor,
         ranks=ranks,
         group="expert",
-        bytes_a_row=round(dtypes.activation.bytes(width) * homes),
+        bytes_a_row=round(size * homes),
         hidden=width,
         top_k=mlp.top_k,
         experts=mlp.experts,
