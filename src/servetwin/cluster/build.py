@@ -22,9 +22,9 @@ from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
-from servetwin.model import Sharding, dtypes_of, load_architecture
+from servetwin.model import dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
-from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
@@ -114,7 +114,7 @@ def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> Schedul
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert)
+    sharding = sharding_of(pool)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
         groups, block_size = block_layout(arch, dtypes, sharding, block_size)
