@@ -53,6 +53,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
         "nodes": nodes,
         "network": network,
         "pools": pools,
+        "routing": scenario.routing.resolved(),
         "timing": timing,
     }
     return scenario.model_copy(update=changes)
@@ -123,15 +124,24 @@ def _resolved_pool(pool: Pool, model: str, base: Path) -> Pool:
     """`pool` with its model and the options of its engine filled in."""
     config = language_part(model_config(pool.model or model, base))
     device = catalog.device(pool.device)
-    _check_parallelism(pool.parallelism, config)
+    _check_parallelism(pool.parallelism, config, pool.experts.redundant_experts if pool.experts else 0)
     override = pool.device_overrides
     memory = (override.memory_size if override else None) or device.visible_bytes
     engine = resolved_engine(pool.engine, device.id, memory, pool.parallelism.pipeline, longest_sequence(config))
-    changes = {"model": _resolved_model(pool.model or model, base), "device": device.id, "engine": engine}
+    experts = pool.experts
+    if experts is not None and experts.popularity is not None:
+        experts = experts.model_copy(update={"popularity": _absolute(experts.popularity, base)})
+    changes = {
+        "model": _resolved_model(pool.model or model, base),
+        "device": device.id,
+        "engine": engine,
+        "experts": experts,
+    }
     return pool.model_copy(update=changes)
 
 
-def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
+def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any], redundant: int) -> None:
+    """`redundant` copies of experts stand beside the model's own."""
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
     if isinstance(heads, int) and heads % degrees.tensor:
         message = f"the model's {heads} attention heads cannot be split evenly"
@@ -145,6 +155,7 @@ def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
     experts = next((config[key] for key in _EXPERTS if isinstance(config.get(key), int)), None)
     if experts is None:
         raise InputError("the model has no experts", field="parallelism.expert", found=degrees.expert, allowed="1")
+    experts += redundant
     devices = degrees.tensor * degrees.data
     fitting = [n for n in range(1, devices + 1) if devices % n == 0 and experts % n == 0]
     if degrees.expert not in fitting:

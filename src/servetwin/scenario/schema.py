@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from servetwin.scenario.experts import ExpertChoices
 from servetwin.scenario.hardware import Network, Nic, Node, Topology
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
+from servetwin.scenario.routing import Routing
 from servetwin.scenario.workload import (
     Arrivals,
     Empirical,
@@ -35,6 +37,7 @@ __all__ = [
     "DeviceOverrides",
     "Empirical",
     "EngineOptions",
+    "ExpertChoices",
     "Fixed",
     "Lengths",
     "Link",
@@ -98,12 +101,14 @@ class EngineOptions(Section):
 
 
 class Parallelism(Section):
-    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices."""
+    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices. `context` ranks of each
+    tensor group deal out the KV of every sequence (vLLM's --decode-context-parallel-size)."""
 
     tensor: Count = 1
     pipeline: Count = 1
     data: Count = 1
     expert: Count = 1
+    context: Count = 1
 
 
 class DeviceOverrides(Section):
@@ -137,12 +142,7 @@ class Pool(Section):
         default=None, description="devices of the nodes, replica after replica, such as node0:0-3", min_length=1
     )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
-
-
-class Routing(Section):
-    """Which replica a request goes to."""
-
-    policy: Literal["round_robin", "least_loaded", "random"] = "least_loaded"
+    experts: ExpertChoices | None = Field(default=None, description="of a mixture of experts; default: as vLLM, even")
 
 
 _LINEAR = ("base_ns", "per_prefill_token_ns", "per_decode_seq_ns", "per_context_token_ns")
