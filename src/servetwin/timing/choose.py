@@ -182,13 +182,17 @@ def _profiled(
     experts = [op for op in found if isinstance(op, Experts)]
     layers = [len(run) for run in stages(arch, sharding.pipeline)]
     split = (experts, sharding.expert_tensor, layers)
-    link = [LinkSource(_link(pool, device))]
+    beside: list[Source] = [LinkSource(_link(pool, device))]
+    if pool.link is None:
+        tables = _kernel_tables(device, required=False)
+        if tables is not None:
+            beside.insert(0, Silicon(tables, sharding))
     first = ProfileTimer.load(folder, sharding.tensor, len(arch.layers), *split)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
 
     def new_timer() -> StepTimer:
         timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, len(arch.layers), *split)
-        return WithCollectives(timer, collectives, link) if collectives else timer
+        return WithCollectives(timer, collectives, beside) if collectives else timer
 
     return first.profile.id, new_timer, profiles.profile_hash(folder)
 
