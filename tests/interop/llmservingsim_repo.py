@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from servetwin.interop.llmservingsim import import_cluster
-from servetwin.scenario.schema import Routing, Scenario
+from servetwin.scenario.schema import Scenario
 
 DENSE = {
     "architectures": ["LlamaForCausalLM"],
@@ -179,14 +177,3 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def head(repo: Repo) -> str:
     return repo.out.read_text().split("\nname:")[0]
-
-
-def offers(policy: str) -> bool:
-    try:
-        Routing(policy=policy)  # type: ignore[arg-type]
-    except ValueError:
-        return False
-    return True
-
-
-needs_routing = pytest.mark.skipif(not offers("llmservingsim_load"), reason="needs routing policy llmservingsim_load")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llmservingsim_repo import Repo, cluster, head, instance, needs_routing, write_json
+from llmservingsim_repo import Repo, cluster, head, instance, write_json
 
 from servetwin.errors import InputError
 from servetwin.interop.llmservingsim import import_cluster
 from servetwin.scenario.load import load
 from servetwin.scenario.resolve import resolve
-from servetwin.scenario.schema import Pool, Scenario
+from servetwin.scenario.schema import Scenario
 from servetwin.simulation import simulate
 from servetwin.workload import build
 
@@ -52,11 +52,6 @@ SHIPPED: dict[str, Any] = {
 pipeline, data and expert, replicas), and whether the data has its measurements (one bundle, of degree 1)."""
 
 
-needs_expert_routing = pytest.mark.skipif(
-    "experts" not in Pool.model_fields, reason="needs pools[].experts in the scenario"
-)
-
-
 def several(repo: Repo, *nodes: list[dict[str, Any]], flags: str = "", **top: Any) -> Scenario:
     write_json(repo.cluster, cluster(*nodes) | top)
     return repo.load(flags or "--dataset workloads/three.jsonl")
@@ -65,7 +60,6 @@ def several(repo: Repo, *nodes: list[dict[str, Any]], flags: str = "", **top: An
 # ---- the files of that project ----
 
 
-@needs_routing
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_cluster_files(shared: Path, tmp_path: Path, name: str) -> None:
     repo, out, told = shared / "data/llmservingsim", tmp_path / "out.yaml", []
@@ -105,7 +99,6 @@ def test_the_table_holds_all_cluster_files(shared: Path) -> None:
     assert set(SHIPPED) == {path.stem for path in (shared / "data/llmservingsim/configs/cluster").glob("*.json")}
 
 
-@needs_routing
 @pytest.mark.parametrize("name", ["dual_node_multi_instance", "single_node_4_instance_2TP", "single_node_pp_instance"])
 def test_shipped_cluster_files_run(shared: Path, tmp_path: Path, name: str) -> None:
     repo, out = shared / "data/llmservingsim", tmp_path / "out.yaml"
@@ -117,7 +110,6 @@ def test_shipped_cluster_files_run(shared: Path, tmp_path: Path, name: str) -> N
 # ---- instances, nodes, pools ----
 
 
-@needs_routing
 def test_equal_instances_are_replicas_of_one_pool(repo: Repo) -> None:
     two = [instance(), instance(max_num_seqs=128)]  # the default, written out
     scenario = several(repo, two, [instance(max_num_seqs=64), instance()])
@@ -132,7 +124,6 @@ def test_equal_instances_are_replicas_of_one_pool(repo: Repo) -> None:
     assert scenario.timing.profile == "rtx_4090/org__dense/bf16"
 
 
-@needs_routing
 def test_nodes_hold_what_their_instances_use(repo: Repo) -> None:
     mixed = [instance(tp_size=2), instance(hardware="H100"), instance(tp_size=2, pp_size=2)]
     scenario = several(repo, mixed)
@@ -146,7 +137,6 @@ def test_nodes_hold_what_their_instances_use(repo: Repo) -> None:
     assert "Tensor degrees: each pool has its own" in head(repo)
 
 
-@needs_routing
 def test_pools_with_models_of_their_own(repo: Repo) -> None:
     scenario = several(repo, [instance(), instance(model_name="org/normed")])
     first, second = scenario.pools
@@ -158,7 +148,6 @@ def test_pools_with_models_of_their_own(repo: Repo) -> None:
     assert "for measured prices simulate its pool alone, with profile: rtx_4090/org__dense/bf16" in head(repo)
 
 
-@needs_routing
 @pytest.mark.parametrize(
     ("flag", "policy"), [("LOAD", "llmservingsim_load"), ("RR", "round_robin"), ("RAND", "random")]
 )
@@ -169,7 +158,6 @@ def test_routing_policies(repo: Repo, flag: str, policy: str) -> None:
     assert list(simulate(scenario, repo.out.parent).requests["status"]) == ["finished"] * 3
 
 
-@needs_routing
 def test_without_a_workload_sixteen_requests_an_instance(repo: Repo) -> None:
     scenario = several(repo, [instance(), instance()], flags="--max-num-seqs 16")
     assert len(build(scenario.workload, 0, repo.out.parent)) == 32
@@ -178,7 +166,6 @@ def test_without_a_workload_sixteen_requests_an_instance(repo: Repo) -> None:
 # ---- data and expert parallelism ----
 
 
-@needs_routing
 def test_a_data_parallel_group_is_one_replica(repo: Repo) -> None:
     member = instance(dp_group="A", tp_size=2)
     scenario = several(repo, [member, instance()], [instance(dp_group="B", tp_size=2), member])
@@ -192,7 +179,6 @@ def test_a_data_parallel_group_is_one_replica(repo: Repo) -> None:
     assert "Data-parallel groups: each has its own network" in head(repo)
 
 
-@needs_routing
 def test_equal_groups_are_replicas_of_one_pool(repo: Repo) -> None:
     groups = [instance(dp_group=name, model_name="org/mixture", ep_size=2) for name in "ABBA"]
     (pool,) = several(repo, groups).pools
@@ -224,7 +210,6 @@ def test_routing_of_tokens_to_experts(repo: Repo) -> None:
     assert "RAND:" not in head(repo)
 
 
-@needs_expert_routing
 def test_random_routing_of_tokens_to_experts(repo: Repo) -> None:
     repo.load("--expert-routing-policy RAND", model_name="org/mixture")
     assert "experts:\n    routing: random\n" in repo.out.read_text()
@@ -242,7 +227,6 @@ def test_a_link_for_all_is_that_of_the_pool(repo: Repo) -> None:
     assert "Links:" not in head(repo)
 
 
-@needs_routing
 def test_links_of_dimensions_become_links_of_places(repo: Repo) -> None:
     member = instance(dp_group="A", tp_size=2)
     scenario = several(repo, [member], [member], link_bw=[128, 16], link_latency=[500, 20000])
@@ -253,7 +237,15 @@ def test_links_of_dimensions_become_links_of_places(repo: Repo) -> None:
     assert (between.bandwidth, between.latency) == (16 * 2**30, 20_000)
 
 
-@needs_routing
+def test_replicas_inside_nodes_keep_a_link_of_their_own(repo: Repo) -> None:
+    scenario = several(repo, [instance(tp_size=2)], [instance(tp_size=2)], link_bw=[128, 16], link_latency=[500, 20000])
+    (pool,) = scenario.pools
+    assert pool.link is not None and (pool.link.bandwidth, pool.link.latency) == (128 * 2**30, 500)
+    assert scenario.network is not None and scenario.network.inside is None
+    assert scenario.network.between is not None
+    assert (scenario.network.between.bandwidth, scenario.network.between.latency) == (16 * 2**30, 20_000)
+
+
 def test_dimensions_that_nothing_crosses_do_not_matter(repo: Repo) -> None:
     member = instance(dp_group="A")  # one tensor rank: the first dimension has no links
     link = several(repo, [member, member], link_bw=[900, 16], link_latency=[0, 500]).pools[0].link

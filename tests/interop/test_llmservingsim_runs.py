@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llmservingsim_repo import QUEUED, Repo, cluster, head, instance, needs_routing, recorded, write_json
+from llmservingsim_repo import QUEUED, Repo, cluster, head, instance, recorded, write_json
 
 from servetwin.errors import InputError
 from servetwin.measure.validate import validate
@@ -56,7 +56,6 @@ def test_tensor_parallelism(repo: Repo) -> None:
     assert run.priced_ns["measured"] + run.priced_ns["interpolated"] > run.priced_ns["analytic"] / 10
 
 
-@needs_routing
 def test_data_and_expert_parallelism_is_written(repo: Repo) -> None:
     repo.bundle("mixture", "qwen3_moe", hardware="RTXPRO6000")
     group(repo, ep_size=2)
@@ -70,7 +69,6 @@ def test_data_and_expert_parallelism_is_written(repo: Repo) -> None:
     assert "Requests go to data-parallel ranks as vLLM's own front end sends them." in head(repo)
 
 
-@needs_routing
 @pytest.mark.parametrize(("tensor", "enabled", "expert"), [(1, True, 2), (2, True, 4), (1, False, 1), (2, False, 1)])
 def test_expert_parallelism_is_that_of_the_run(repo: Repo, tensor: int, enabled: bool, expert: int) -> None:
     group(repo, tp_size=tensor)  # without ep_size
@@ -79,7 +77,6 @@ def test_expert_parallelism_is_that_of_the_run(repo: Repo, tensor: int, enabled:
     assert scenario.pools[0].parallelism.expert == expert
 
 
-@needs_routing
 def test_kv_blocks_of_a_run_are_those_of_all_its_ranks(repo: Repo) -> None:
     group(repo, ep_size=2)
     bench = recorded_run(repo, "org/mixture", **DATA_PARALLEL)
@@ -88,7 +85,6 @@ def test_kv_blocks_of_a_run_are_those_of_all_its_ranks(repo: Repo) -> None:
     assert repo.load("", bench=bench).pools[0].engine.num_gpu_blocks_override == 2500
 
 
-@needs_routing
 def test_a_routing_flag_has_no_part_in_a_data_parallel_run(repo: Repo) -> None:
     group(repo, ep_size=2)
     bench = recorded_run(repo, "org/mixture", **DATA_PARALLEL)
@@ -96,7 +92,6 @@ def test_a_routing_flag_has_no_part_in_a_data_parallel_run(repo: Repo) -> None:
     assert "(--request-routing-policy RR has no part in it)" in head(repo)
 
 
-@needs_routing
 def test_data_and_expert_parallelism(repo: Repo) -> None:
     repo.bundle("mixture", "qwen3_moe", hardware="RTXPRO6000")
     group(repo, ep_size=2)

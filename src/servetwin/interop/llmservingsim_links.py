@@ -34,6 +34,8 @@ class Links:
     inside: Link
     between: Link | None
     """None: there is one node"""
+    spanned: bool
+    """a replica has devices in several nodes, so that one link does not say all of it"""
     guessed: bool
     """a guess of the file inside its nodes, which some collective crosses, was replaced by what was measured"""
 
@@ -70,6 +72,7 @@ def read_links(cluster: Cluster, replicas: Sequence[Replica], devices: Sequence[
     return Links(
         inside=used or _link(near),
         between=None if alone else _link(pairs[-1]),
+        spanned=any(len({member.node for member in replica.members}) > 1 for replica in replicas),
         guessed=used is not None and bool(inside),
     )
 
