@@ -90,8 +90,7 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
         for gap, count in engine.scheduler.gaps.items():
             gaps[gap] = gaps.get(gap, 0) + count
     priced: dict[str, int] = {}
-    for engine in cluster.engines:
-        ledger = engine.timer.ledger
+    for ledger in {id(engine.timer.ledger): engine.timer.ledger for engine in cluster.engines}.values():
         for kind in ("measured", "interpolated", "extrapolated"):
             priced[kind] = priced.get(kind, 0) + getattr(ledger, kind)
         priced["analytic"] = priced.get("analytic", 0) + ledger.analytic + ledger.assumed
@@ -181,7 +180,7 @@ def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mappi
         "preemptions": (r.preemptions for r in requests),
     }
     texts = {
-        "pool": [pools[r.engine] for r in requests],
+        "pool": [pools[r.engine] if r.engine >= 0 else "" for r in requests],
         "status": [_STATUS[r.status] for r in requests],
         "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
     }

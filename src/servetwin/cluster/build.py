@@ -10,7 +10,9 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
-from servetwin.cluster.routing import LeastLoaded, Random, RoundRobin, Router
+from servetwin.cluster.routing.named import new_policy
+from servetwin.cluster.routing.policies import Policy
+from servetwin.cluster.routing.router import Limits, Router
 from servetwin.engine.engine import Engine
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
@@ -20,9 +22,10 @@ from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
-from servetwin.model import Sharding, dtypes_of, load_architecture
+from servetwin.model import dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
-from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.timing.choose import Pricing, pricing_for, sharding_of
+from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
@@ -60,21 +63,26 @@ def build(
     Raises:
         InputError: a pool asks for something that is not simulated yet, cannot be priced, or does not fit its device.
     """
-    cluster = Cluster(table, _router(scenario), progress)
+    cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
+    shared = table.segments is not None or table.token_ids is not None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
             pricing = pricing_for(scenario, pool, base)
-            options = scheduler_options(scenario, pool, base, pricing.kv_factor)
+            options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
+        timer = pricing.new_timer()  # equal engines share what has been priced once
         for _ in range(pool.replicas):
             number = len(cluster.engines)
-            cluster.engines.append(_engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce))
+            cluster.engines.append(
+                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
+            )
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
-    cluster.new_request = _RequestMaker(table, record_tokens)
+    cluster.requests = requests = _RequestMaker(table, record_tokens)
+    cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), requests.chain)
     return built
 
 
@@ -87,23 +95,26 @@ def _check_supported(pool: Pool) -> None:
 
 
 def _router(scenario: Scenario) -> Router:
-    match scenario.routing.policy:
-        case "round_robin":
-            return RoundRobin()
-        case "random":
-            return Random(stream(scenario.seed, "routing"))
-        case _:
-            return LeastLoaded()
+    routing = scenario.routing
+
+    def policy(model: str) -> Policy:
+        purpose = "routing" if model == scenario.model else f"routing {model}"
+        return new_policy(routing, stream(scenario.seed, purpose))
+
+    limits = Limits(
+        routing.max_waiting, routing.max_in_flight, routing.when_full == "reject", queue_timeout=routing.queue_timeout
+    )
+    return Router(routing.policy, policy, routing.refresh or 0, limits)
 
 
-def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
+def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
     """The scheduler's options of a pool's engines, its KV blocks included (their estimate times `kv_factor`)."""
     engine = pool.engine
-    arch = load_architecture(_model_reference(scenario, base))
+    arch = load_architecture(_model_reference(pool, base))
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert)
+    sharding = sharding_of(pool)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
         groups, block_size = block_layout(arch, dtypes, sharding, block_size)
@@ -153,20 +164,22 @@ def _given(value: T | None) -> T:
     return value
 
 
-def _model_reference(scenario: Scenario, base: Path) -> str | Path:
-    path = base / scenario.model
-    return path if path.exists() else scenario.model
+def _model_reference(pool: Pool, base: Path) -> str | Path:
+    path = base / _given(pool.model)
+    return path if path.exists() else _given(pool.model)
 
 
 def _engine(
     number: int,
     options: SchedulerOptions,
     pricing: Pricing,
+    timer: StepTimer,
     pool: Pool,
     seed: int,
     cluster: Cluster,
     log: StepLog,
     coalesce: bool,
+    shared: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
@@ -174,8 +187,8 @@ def _engine(
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
     engine = Engine(
         number,
-        Scheduler(options, options.new_kv_cache(), accepted=accepted),
-        pricing.new_timer(),
+        Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
+        timer,
         log,
         cluster.ended,
         host=pricing.host,
@@ -207,25 +220,41 @@ class _RequestMaker:
         self._priority = None if table.priority is None else table.priority.tolist()
         self._session = None if table.session is None else table.session.tolist()
         self._abort = None if table.abort_ns is None else table.abort_ns.tolist()
+        self._arrival = table.arrival_ns.tolist() if self._abort else []
+        self._chains: dict[tuple[int, int], Chain] = {}
 
-    def __call__(self, row: int, time: int, engine: Engine) -> Request:
-        options = engine.scheduler.options
+    def new(self, row: int, time: int) -> Request:
         prompt, output = self._input[row], self._output[row]
-        chain: Chain | None = None
-        if options.enable_prefix_caching:
-            shared = self._table.segments is not None or self._table.token_ids is not None
-            chain = PrefixChain(keys_of(self._table, row, options.block_size).key) if shared else OwnChain(row)
         request = Request(
             row,
             time,
             prompt,
-            output if self._table.output_known else max(1, options.max_model_len - prompt),
+            output,
             stop_after=None if self._table.output_known else output,
             priority=self._priority[row] if self._priority else 0,
             session=self._session[row] if self._session else -1,
-            abort_ns=self._abort[row] if self._abort else -1,
-            chain=chain,
+            # Where a request is released later than the table says, its client's patience keeps its length.
+            abort_ns=time + self._abort[row] - self._arrival[row] if self._abort and self._abort[row] >= 0 else -1,
         )
         if self._record:
             request.token_ns = []
         return request
+
+    def place(self, request: Request, engine: Engine) -> None:
+        options, row = engine.scheduler.options, request.row
+        if not self._table.output_known:
+            request.max_tokens = max(1, options.max_model_len - request.prompt)
+        if options.enable_prefix_caching:
+            chain = self.chain(row, options.block_size)
+            request.chain = OwnChain(row) if chain is None else chain
+        self._chains.clear()
+
+    def chain(self, row: int, block_size: int) -> Chain | None:
+        """Names of the prefixes of a prompt that may be shared; the request that is routed takes over what was made to
+        look it up."""
+        if self._table.segments is None and self._table.token_ids is None:
+            return None
+        chain = self._chains.get((row, block_size))
+        if chain is None:
+            chain = self._chains[row, block_size] = PrefixChain(keys_of(self._table, row, block_size).key)
+        return chain

@@ -11,12 +11,10 @@ scheduler as the single steps would have.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.request import Request
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.shape import StepShape
 
@@ -52,14 +50,14 @@ def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -
     `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
     """
     scheduler, last, most = engine.scheduler, engine.last_batch, None
-    if last is None or len(last) != len(scheduler.running):
+    if last is None or not scheduler.riders.count:
         return now, flying
     if horizon is not None:
         typical = max(1, last.end_ns - last.begin_ns)
         most = (horizon - now) // typical + 2
         if now + SHORTEST * typical >= horizon:
             return now, flying
-    planned = plan(scheduler, flying is not None, most)
+    planned = plan(scheduler, flying, most)
     if planned is None:
         return now, flying
     shape, steps = planned
@@ -76,11 +74,11 @@ def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -
             return now, flying
         engine.timer.run_ns(shape, steps)
         tops, begins, ends = tops[: steps + 1], begins[:steps], ends[:steps]
+    rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
     used = apply(scheduler, tops[1:])
     first = engine.steps
     engine.steps += steps
     queue = (len(scheduler.running), scheduler.waiting_count)
-    rows = [request.row for request in scheduler.running]
     engine.log.run(engine.number, first, shape, begins, ends, used, queue, rows)
     engine.occupy_until(ends[-1])
     if flying is None:
@@ -90,23 +88,36 @@ def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -
     return tops[-1], batch
 
 
-def plan(scheduler: Scheduler, flying: bool, most: int | None = None) -> Plan | None:
+def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) -> Plan | None:
     """The run of pure decode steps, at most `most` of them, that `scheduler` would make from this loop top if nothing
     reached it from outside; None when that is not a run of SHORTEST steps or more.
 
-    `flying`: a batch of the same requests is on the device (asynchronous scheduling).
+    `flying`: the batch on the device (asynchronous scheduling), if any.
     """
-    running = scheduler.running
-    if not running or not _steady(scheduler, 1 if flying else 0):
+    riders, running = scheduler.riders, scheduler.running
+    if not riders.count or scheduler.plain or riders.handing != riders.count:
         return None
-    steps = min(_steps_to_an_end(request, scheduler) for request in running) - 1
-    if most is not None:
-        steps = min(steps, most)
-    steps = _steps_with_blocks(scheduler, steps)
+    if flying is not None and flying.requests:
+        return None
+    if riders.count > scheduler.options.max_num_batched_tokens:
+        return None
+    if scheduler.waiting_count and len(running) < scheduler.max_active:
+        return None
+    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
+        return None
+    steps = riders.next_leave() - scheduler.scheduled_batches
+    if flying is None:
+        steps -= 1  # its last token is not in flight yet: it comes with the step in which it leaves
+    if most is not None and most < steps:
+        steps = most
     if steps < SHORTEST:
         return None
-    contexts, seqs = [request.computed for request in running], len(running)
-    return Plan(StepShape(0, 0, 0, 0, seqs, seqs, sum(contexts), max(contexts), min(contexts)), steps)
+    first = scheduler.scheduled_batches + 1
+    steps = _steps_with_blocks(scheduler, first, steps)
+    if steps < SHORTEST:
+        return None
+    context, largest, smallest = riders.contexts(first)
+    return Plan(StepShape(0, 0, 0, 0, riders.count, riders.count, context, largest, smallest), steps)
 
 
 def times(now: int, device_free: int | None, durations: Sequence[int], before: int) -> Times:
@@ -130,9 +141,11 @@ def times(now: int, device_free: int | None, durations: Sequence[int], before: i
 def apply(scheduler: Scheduler, outputs_ns: Sequence[int]) -> list[int]:
     """Carry out a planned run, or its beginning, in `scheduler`: one step, and outputs handed out, for each of
     `outputs_ns` (at least one). The blocks in use after each step."""
-    used = _take_blocks(scheduler, len(outputs_ns))
-    _hand_out_tokens(scheduler, outputs_ns)
-    scheduler.count_steps(len(outputs_ns))
+    used, pool = [], scheduler.kv.pool
+    for number in range(scheduler.scheduled_batches + 1, scheduler.scheduled_batches + 1 + len(outputs_ns)):
+        scheduler.take_blocks(number)
+        used.append(pool.used)
+    scheduler.carried_out(outputs_ns)
     return used
 
 
@@ -140,101 +153,19 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
     """After `apply`: the last batch of the run, still on the device, as single stepping would have left it (but for
     its index and its times on the device)."""
     batch = Batch(scheduled_ns)
-    running = scheduler.running
-    batch.requests = list(running)
-    batch.tokens, batch.drafts, batch.samples = [1] * len(running), [0] * len(running), [True] * len(running)
-    batch.before = [request.computed - 1 for request in running]
-    batch.shape = shape
-    for request in running:
-        request.last_batch = scheduler.scheduled_batches
+    batch.riders, batch.number, batch.shape = shape.decode_seqs, scheduler.scheduled_batches, shape
+    scheduler.flying.clear()
+    scheduler.flying.append(batch)
     return batch
 
 
-def _steady(scheduler: Scheduler, in_flight: int) -> bool:
-    """Whether each running request would get one token in the next step, and nobody could be admitted."""
-    options, running = scheduler.options, scheduler.running
-    if options.speculative_tokens or options.prefill_schedule_interval > 1 or not scheduler.kv.uniform:
-        return False
-    if scheduler.waiting_count and len(running) < scheduler.max_active:
-        return False
-    if len(running) > options.max_num_batched_tokens:
-        return False
-    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
-        return False
-    return all(
-        request.outputs > 0
-        and request.placeholders == in_flight
-        and request.in_flight == in_flight
-        and not request.stale
-        and request.known + in_flight - request.computed == 1
-        for request in running
-    )
-
-
-def _steps_to_an_end(request: Request, scheduler: Scheduler) -> int:
-    left = min(request.max_tokens - request.outputs, scheduler.options.max_model_len - request.known)
-    if request.stop_after is not None:
-        left = min(left, request.stop_after - request.outputs)
-    return left
-
-
-def _steps_with_blocks(scheduler: Scheduler, steps: int) -> int:
-    """The largest number of steps, at most `steps`, for which the free blocks suffice."""
-    kv, running = scheduler.kv, scheduler.running
-    size, free = kv.block_size, kv.pool.free
-    spare = [len(kv.holdings[request.row].tables[0]) * size - request.computed for request in running]
-
-    def needed(count: int) -> int:
-        return sum(-(-(count - slots) // size) for slots in spare if slots < count)
-
-    if steps < SHORTEST or needed(steps) <= free:
+def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
+    """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
+    riders, free = scheduler.riders, scheduler.kv.pool.free
+    if riders.count * (steps // riders.size + 1) <= free:
         return steps
-    low, high = 0, steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        if needed(middle) <= free:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _take_blocks(scheduler: Scheduler, steps: int) -> list[int]:
-    """Give the requests their new blocks in the order of single steps; the blocks in use after each step."""
-    running = scheduler.running
-    due = [(request.quiet - request.computed + 1, i) for i, request in enumerate(running)]
-    due = [(max(step, 1), i) for step, i in due if step <= steps]
-    heapq.heapify(due)
-    start = [request.computed for request in running]
-    used, at = [0] * steps, 0
-    while due:
-        step, i = heapq.heappop(due)
-        while at < step - 1:
-            used[at] = scheduler.kv.pool.used
-            at += 1
-        request = running[i]
-        scheduler.grow(request, computed=start[i] + step - 1, known=request.known + step - 1)
-        following = max(step + 1, request.quiet - start[i] + 1)
-        if following <= steps:
-            heapq.heappush(due, (following, i))
-    while at < steps:
-        used[at] = scheduler.kv.pool.used
-        at += 1
-    return used
-
-
-def _hand_out_tokens(scheduler: Scheduler, outputs_ns: Sequence[int]) -> None:
-    """One token to each running request at each of `outputs_ns`."""
-    steps, running, gaps = len(outputs_ns), scheduler.running, scheduler.gaps
-    for request in running:
-        gap = outputs_ns[0] - request.last_token_ns
-        gaps[gap] = gaps.get(gap, 0) + 1
-        request.outputs += steps
-        request.known += steps
-        request.computed += steps
-        request.last_token_ns = outputs_ns[-1]
-        if request.token_ns is not None:
-            request.token_ns += outputs_ns
-    for i in range(1, steps):
-        gap = outputs_ns[i] - outputs_ns[i - 1]
-        gaps[gap] = gaps.get(gap, 0) + len(running)
+    for i in range(steps):
+        free -= riders.blocks(first + i)
+        if free < 0:
+            return i
+    return steps

@@ -33,7 +33,7 @@ from servetwin.workload.table import RequestTable
 
 T = TypeVar("T")
 
-ROUTING = {"LOAD": "least_loaded", "RR": "round_robin", "RAND": "random"}
+ROUTING = {"LOAD": "llmservingsim_load", "RR": "round_robin", "RAND": "random"}
 DEFAULT_REQUESTS = (16, 64, 64)
 """What it replays without a data set: requests, all at once, prompt tokens, output tokens."""
 
