@@ -24,7 +24,7 @@ GRAPHS = (1, 2, 4, 8, 16, 24, 32)
 
 @dataclass
 class GroupTimer(LinearTimer):
-    """A linear law that also counts tokens of padding, and tokens gathered from the whole group."""
+    """A linear law that counts tokens of padding in its own way, and tokens gathered from the whole group."""
 
     per_padding_ns: int = 0
     per_gathered_ns: int = 0
@@ -98,6 +98,8 @@ def run_groups(
         )
     if prepare is not None:
         prepare(built)
+    assert cluster.requests is not None
+    cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), built.cluster.requests.chain)
     clock: list[int] = []
     for engine in cluster.engines:
         engine.wake = _recording(engine, clock)  # type: ignore[method-assign]

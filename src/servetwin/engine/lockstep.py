@@ -9,8 +9,9 @@ The loop is that of `DPEngineCoreProc` of vLLM 0.19 and 0.33, read. Passes come 
 the ranks wait for each other and agree whether anybody has unfinished requests. If not, all pause, and the next request
 to come starts the next wave.
 
-Invariants: L1 a pass begins and ends at the same time on all ranks, and passes do not overlap on a pipeline stage; L2 the
-ranks' counts of passes differ by no more than their batches in flight; L3 a paused group has no pass under way.
+Invariants: L1 a pass begins and ends at the same time on all ranks, and passes do not overlap on a pipeline stage; L2
+no rank comes to a pass before those that it may not have in flight with it have ended; L3 when a group pauses, all
+ranks have come to equally many passes.
 """
 
 from __future__ import annotations
@@ -18,25 +19,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.lockstep_coast import coast
 from servetwin.engine.rank import Rank, Stage
-from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
-
-
-class LockStepTimer(StepTimer, Protocol):
-    """Prices what one rank does of a pass, in integer ns (at least 1)."""
-
-    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
-        """Device time of one step of a rank that computes `tokens` tokens (padding included) while its experts see
-        `gathered` tokens from the whole group. `shape` is all zeros for a dummy batch."""
-
-    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
-        """Device times of `steps` consecutive steps of one pure-decode (or dummy) batch, the first of shape `shape`;
-        equal, and accounted equally, to as many calls of `lockstep_ns`."""
 
 
 class Entry(NamedTuple):
@@ -59,6 +47,8 @@ class LockStep:
     def __init__(self, *, graphs: Sequence[int] = (), check_every: int = 16, checks_first: bool = True) -> None:
         self.graphs, self.check_every, self.checks_first = graphs, check_every, checks_first
         self.ranks: list[Rank] = []
+        self.numbers: list[int] = []
+        """of the ranks, as engines"""
         self.running = False
         """a wave is on: ranks without work run dummy batches"""
         self.waves = 0
@@ -78,6 +68,7 @@ class LockStep:
     def join(self, rank: Rank) -> int:
         """Add a rank; its place in the group."""
         self.ranks.append(rank)
+        self.numbers.append(rank.number)
         self._device_free = [0] * rank.scheduler.options.pipeline
         self.ends = deque(maxlen=rank.scheduler.options.max_batches)
         return len(self.ranks) - 1
@@ -95,7 +86,7 @@ class LockStep:
         """The tokens that each rank computes, padding included, when they bring `tokens`.
 
         If all fit into captured graphs, they replay the same one: the smallest that holds the largest batch. Else
-        nobody replays one, and each computes its own (vLLM 0.33; up to 0.19 a small batch keeps its own padding then).
+        nobody replays one, and each computes its own.
         """
         most = max(tokens)
         if self.graphs and most <= self.graphs[-1]:

@@ -57,7 +57,7 @@ def coast(group: LockStep, now: int) -> int:
         steps = most if steps is None else min(steps, most)
     shapes = dict.fromkeys(group.ranks, NOTHING)
     for rank in start.busy:
-        planned = plan(rank.scheduler, bool(rank.in_flight), steps)
+        planned = plan(rank.scheduler, rank.flying, steps)
         if planned is None:
             return now
         shapes[rank], steps = planned
@@ -89,9 +89,7 @@ def _start(group: LockStep, now: int) -> Start | None:
         if rank.inbox:
             return None
         if rank.stage is Stage.TOP and rank.scheduler.running:
-            flying, last = rank.in_flight, rank.last_batch
-            full = len(flying) == rank.scheduler.options.max_batches - 1 and all(batch.requests for batch in flying)
-            if not full or last is None or len(last) != len(rank.scheduler.running):
+            if not rank.full or (rank.flying is not None and not len(rank.flying)):
                 return None
             busy.append(rank)
         elif rank.idle and rank.stage in (Stage.TOP, Stage.DUMMY):
@@ -166,11 +164,11 @@ def _carry_out(group: LockStep, start: Start, run: Times, shapes: dict[Rank, Ste
     group.ran(run.ends, run.ends[-1] - run.begins[-1])
     for rank in start.busy:
         scheduler, shape, flying = rank.scheduler, shapes[rank], None
+        rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
         used = apply(scheduler, run.outputs)
-        rows = [request.row for request in scheduler.running]
-        queue = (len(rows), scheduler.waiting_count)
+        queue = (len(scheduler.running), scheduler.waiting_count)
         rank.log.run(rank.number, rank.steps, shape, run.begins, run.ends, used, queue, rows)
-        if rank.in_flight:
+        if rank.flying is not None:
             flying = batch_in_flight(scheduler, shape.later(steps - 1), run.tops[-2])
             flying.index, flying.begin_ns, flying.end_ns = rank.steps + steps - 1, run.begins[-1], end
         rank.ran(steps, flying)

@@ -10,10 +10,11 @@ from servetwin.engine.batch import Batch
 from servetwin.engine.engine import Engine, Log, OnEnd, StageSplit
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
+from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 
 if TYPE_CHECKING:
-    from servetwin.engine.lockstep import LockStep, LockStepTimer
+    from servetwin.engine.lockstep import LockStep
 
 UNKNOWN = 1 << 62
 """Later than any time: the end of a pass to which not all ranks have come."""
@@ -43,14 +44,12 @@ class Rank(Engine):
     dummy batch.
     """
 
-    timer: LockStepTimer
-
     def __init__(
         self,
         group: LockStep,
         number: int,
         scheduler: Scheduler,
-        timer: LockStepTimer,
+        timer: StepTimer,
         log: Log,
         on_end: OnEnd,
         *,
@@ -64,6 +63,7 @@ class Rank(Engine):
         )
         self.group = group
         self.place = group.join(self)
+        self.together = group.numbers
         self.stage = Stage.PAUSED
         self.at = 0
         """when it came to its stage"""
@@ -105,8 +105,14 @@ class Rank(Engine):
         return not self.scheduler.has_work and not self._batches
 
     @property
-    def in_flight(self) -> list[Batch]:
-        return list(self._batches)
+    def flying(self) -> Batch | None:
+        """The oldest batch in flight."""
+        return self._batches[0] if self._batches else None
+
+    @property
+    def full(self) -> bool:
+        """The next batch is the last one that there is room for."""
+        return len(self._batches) == self._room - 1
 
     def tokens(self, shape: StepShape) -> int:
         """Tokens that it brings to a pass; a dummy batch is one decode, as wide as real ones are with draft tokens."""
@@ -152,7 +158,7 @@ class Rank(Engine):
             if interval > 1 and not self.group.alone:
                 scheduler.holds_prefills = self.passes % interval != 0
             batch = scheduler.schedule(now)
-            self._ran = bool(batch.requests)
+            self._ran = batch.number > 0
             if self._ran:
                 self._come(batch)
             else:  # told to the workers, in order, but takes no time
@@ -175,7 +181,7 @@ class Rank(Engine):
         self.steps += 1
         self.last_batch = batch
         self.log.step(self.number, batch, self.scheduler.options.usable_blocks - batch.free)
-        if batch.requests:
+        if len(batch):
             self._last_end = end
         else:
             self._until = released
