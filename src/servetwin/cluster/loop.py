@@ -153,8 +153,10 @@ class Cluster:
         self.now = time
         self.events += 1
         self._wake_of[number] = None
-        self.router.touch(number, time)
-        following = self.engines[number].wake(time)
+        engine = self.engines[number]
+        for each in engine.together:
+            self.router.touch(each, time)
+        following = engine.wake(time)
         if following is not None:
             self._wake_of[number] = following
             heapq.heappush(self._wakes, (following, number))

@@ -8,7 +8,7 @@ batches has room; otherwise the oldest batch is awaited. The engine only looks a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from servetwin.engine.batch import Batch
@@ -84,6 +84,8 @@ class Engine:
         self.inbox: deque[tuple[Request, Status | None]] = deque()
         """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
         has not looked at yet, in time order"""
+        self.together: Sequence[int] = (number,)
+        """numbers of the engines that a wake of this one may change"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
