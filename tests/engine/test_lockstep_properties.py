@@ -37,6 +37,14 @@ groups: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     }
 )
 policies = st.sampled_from(["round_robin", "least_loaded", "random"])
+routings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "policy": policies,
+        "refresh": st.sampled_from([None, None, 20 * MS]),
+        "max_in_flight": st.sampled_from([None, None, 3]),
+        "queue_timeout": st.sampled_from([None, None, 200 * MS]),
+    }
+)
 
 
 def check(ran: GroupRan, data: int) -> None:
@@ -57,7 +65,7 @@ def check(ran: GroupRan, data: int) -> None:
         assert one.scheduler.kv.pool.used == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tables(), engines, st.integers(1, 2), policies, hosts, st.booleans())
 def test_a_group_of_one_is_a_plain_engine(
     table: RequestTable, engine: dict[str, Any], replicas: int, routing: str, host: HostOverhead, coalesce: bool
@@ -73,18 +81,19 @@ def test_a_group_of_one_is_a_plain_engine(
         assert group[name] == plain[name], name
 
 
-@settings(max_examples=150, deadline=None)
-@given(tables(), engines, st.sampled_from([(2, 2), (3, 3), (4, 2), (3, 1)]), policies, hosts, groups)
+@settings(max_examples=100, deadline=None)
+@given(tables(), engines, st.sampled_from([(2, 2), (3, 3), (4, 2), (3, 1)]), routings, hosts, groups)
 def test_many_passes_at_once(
     table: RequestTable,
     engine: dict[str, Any],
     shape: tuple[int, int],
-    routing: str,
+    routing: dict[str, Any],
     host: HostOverhead,
     group: dict[str, Any],
 ) -> None:
     replicas, data = shape
-    scenario = scenario_of(engine, replicas=replicas, routing=routing)
+    scenario = scenario_of(engine, replicas=replicas)
+    scenario = scenario.model_copy(update={"routing": scenario.routing.model_copy(update=routing)})
     coalesced = run_groups(scenario, table, data=data, host=host, **group)
     with watched() as schedulers:
         single = run_groups(scenario, table, data=data, host=host, coalesce=False, **group)
@@ -101,7 +110,7 @@ def test_many_passes_at_once(
     assert sum(row["steps"] for row in compact.steps()) == len(ours["steps"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tables(), engines, st.sampled_from([2, 3]), st.sampled_from([2, 3]), hosts, groups, st.sampled_from([1, 3]))
 def test_pipeline_stages_and_prefill_intervals(
     table: RequestTable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +15,10 @@ from servetwin.cluster.routing.named import new_policy
 from servetwin.cluster.routing.policies import Policy
 from servetwin.cluster.routing.router import Limits, Router
 from servetwin.engine.engine import Engine
+from servetwin.engine.lockstep import LockStep
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.rank import Rank
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
@@ -23,8 +26,10 @@ from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import dtypes_of, load_architecture
+from servetwin.model.layers import MoE
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
+from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
@@ -74,13 +79,16 @@ def build(
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
         timer = pricing.new_timer()  # equal engines share what has been priced once
+        data = pool.parallelism.data
         for _ in range(pool.replicas):
-            number = len(cluster.engines)
-            cluster.engines.append(
-                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
-            )
-            built.pools.append(pool.name or f"pool{index}")
-            built.pricing.append(pricing)
+            group = _lock_step(pool, base) if data > 1 else None
+            for _ in range(data):
+                number = len(cluster.engines)
+                cluster.engines.append(
+                    _engine(number, group, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
+                )
+                built.pools.append(pool.name or f"pool{index}")
+                built.pricing.append(pricing)
     cluster.requests = requests = _RequestMaker(table, record_tokens)
     cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), requests.chain)
     return built
@@ -89,9 +97,6 @@ def build(
 def _check_supported(pool: Pool) -> None:
     if pool.role != "unified":
         raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
-    if pool.parallelism.data > 1:
-        message = "data parallelism is not simulated yet"
-        raise InputError(message, field="parallelism.data", found=pool.parallelism.data, allowed="1")
 
 
 def _router(scenario: Scenario) -> Router:
@@ -169,8 +174,20 @@ def _model_reference(pool: Pool, base: Path) -> str | Path:
     return path if path.exists() else _given(pool.model)
 
 
+def _lock_step(pool: Pool, base: Path) -> LockStep | None:
+    """The group of a replica's data-parallel ranks; None for dense models, whose ranks are independent engines."""
+    if not any(isinstance(layer.mlp, MoE) for layer in load_architecture(_model_reference(pool, base)).layers):
+        return None
+    engine = pool.engine
+    graphs: list[int] = []
+    if catalog.device(pool.device).kind == "gpu" and not engine.enforce_eager:
+        graphs = capture_sizes(_given(engine.max_num_seqs), engine.num_speculative_tokens or 0)
+    return LockStep(graphs=graphs, **catalog.engine(_given(engine.version)).facts.get("lockstep", {}))
+
+
 def _engine(
     number: int,
+    group: LockStep | None,
     options: SchedulerOptions,
     pricing: Pricing,
     timer: StepTimer,
@@ -185,7 +202,8 @@ def _engine(
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    engine = Engine(
+    new_engine = Engine if group is None else partial(Rank, group)
+    engine: Engine = new_engine(
         number,
         Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
         timer,
