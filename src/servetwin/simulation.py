@@ -150,7 +150,8 @@ def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
     rows = np.array([row for row in log.rows if row[0] == engine], dtype=np.float64).reshape(-1, len(COLUMNS))
     column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     found = {}
-    for kind, mask in (("prefill", column["prefill_seqs"] > 0), ("decode", column["prefill_seqs"] == 0)):
+    prefills, decodes_only = column["prefill_seqs"] > 0, (column["prefill_seqs"] == 0) & (column["decode_seqs"] > 0)
+    for kind, mask in (("prefill", prefills), ("decode", decodes_only)):
         if mask.any():
             weight = column["steps"][mask]
             means = {name: round(float(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,12 +12,15 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
+from servetwin.cluster.network import links_of, network_of
 from servetwin.cluster.routing.named import new_policy
 from servetwin.cluster.routing.policies import Policy
 from servetwin.cluster.routing.router import Limits, Router
 from servetwin.engine.engine import Engine
+from servetwin.engine.lockstep import LockStep
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.rank import Rank
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
@@ -23,8 +28,11 @@ from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import dtypes_of, load_architecture
+from servetwin.model.layers import MoE
+from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
+from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
@@ -66,6 +74,9 @@ def build(
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
     shared = table.segments is not None or table.token_ids is not None
+    placement = placed(scenario.pools, scenario.nodes)
+    joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
+    network = network_of(scenario, placement, base) if joined else None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -73,25 +84,46 @@ def build(
             options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
-        timer = pricing.new_timer()  # equal engines share what has been priced once
-        for _ in range(pool.replicas):
-            number = len(cluster.engines)
-            cluster.engines.append(
-                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
-            )
-            built.pools.append(pool.name or f"pool{index}")
-            built.pricing.append(pricing)
+        timers: dict[Hashable, StepTimer] = {}  # equal engines share what has been priced once
+        for devices in placement.replicas[index]:
+            where = placement.layout(devices) if network else None
+            if where not in timers:
+                try:
+                    links = links_of(network, pool, devices) if network else None
+                except InputError as error:
+                    raise error.at(field=f"pools[{index}]") from None
+                timers[where] = pricing.new_timer(links)
+            group = _lock_step(pool, base) if pool.parallelism.data > 1 else None
+            for _ in range(pool.parallelism.data):
+                number = len(cluster.engines)
+                cluster.engines.append(
+                    _engine(
+                        number,
+                        group,
+                        options,
+                        pricing,
+                        timers[where],
+                        pool,
+                        scenario.seed,
+                        cluster,
+                        log,
+                        coalesce,
+                        shared,
+                    )
+                )
+                built.pools.append(pool.name or f"pool{index}")
+                built.pricing.append(pricing)
     cluster.requests = requests = _RequestMaker(table, record_tokens)
-    cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), requests.chain)
+    models = [
+        pool.model or scenario.model for pool in scenario.pools for _ in range(pool.replicas * pool.parallelism.data)
+    ]
+    cluster.router.connect(cluster.engines, models, requests.chain)
     return built
 
 
 def _check_supported(pool: Pool) -> None:
     if pool.role != "unified":
         raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
-    if pool.parallelism.data > 1:
-        message = "data parallelism is not simulated yet"
-        raise InputError(message, field="parallelism.data", found=pool.parallelism.data, allowed="1")
 
 
 def _router(scenario: Scenario) -> Router:
@@ -169,8 +201,20 @@ def _model_reference(pool: Pool, base: Path) -> str | Path:
     return path if path.exists() else _given(pool.model)
 
 
+def _lock_step(pool: Pool, base: Path) -> LockStep | None:
+    """The group of a replica's data-parallel ranks; None for dense models, whose ranks are independent engines."""
+    if not any(isinstance(layer.mlp, MoE) for layer in load_architecture(_model_reference(pool, base)).layers):
+        return None
+    engine = pool.engine
+    graphs: list[int] = []
+    if catalog.device(pool.device).kind == "gpu" and not engine.enforce_eager:
+        graphs = capture_sizes(_given(engine.max_num_seqs), engine.num_speculative_tokens or 0)
+    return LockStep(graphs=graphs, **catalog.engine(_given(engine.version)).facts.get("lockstep", {}))
+
+
 def _engine(
     number: int,
+    group: LockStep | None,
     options: SchedulerOptions,
     pricing: Pricing,
     timer: StepTimer,
@@ -185,7 +229,8 @@ def _engine(
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    engine = Engine(
+    new_engine = Engine if group is None else partial(Rank, group)
+    engine: Engine = new_engine(
         number,
         Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
         timer,
