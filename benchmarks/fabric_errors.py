@@ -1,14 +1,17 @@
 """How far collectives priced from catalogue links are from the measured tables that come with the package.
 
-    python benchmarks/fabric_errors.py
-
-Prints, by device and group size, the relative error in percent at each message size: of the fabric's default, of the
-plain ring over the link's published rate, and of the reference's ring over the same link.
+python benchmarks/fabric_errors.py          the errors in percent, by table, device, group size and message size
+python benchmarks/fabric_errors.py --fit    how the constants of the default were fitted
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
 
 from servetwin import catalog
 from servetwin.fabric.build import Computer, build_topology, inside_of
@@ -73,6 +76,47 @@ def errors(table: str, model: str, device: str, ranks: int) -> list[float]:
     return [price(size) / truth(size) - 1 for size in SIZES]
 
 
+def points(device: str, ranks: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Latency of the rounds, time of the bytes at the published rate, and measured time, of NCCL's rings."""
+    scale_up = catalog.device(device).scale_up
+    assert scale_up is not None
+    rows = []
+    for n, (table, passes) in product(ranks, [("allreduce", 2), ("allgather", 1), ("reducescatter", 1)]):
+        truth = measured(f"NCCL {table}", device, n)
+        for size in (2**e for e in range(9, 30)):
+            moved = passes * (n - 1) / n * size
+            rows.append((passes * (n - 1) * scale_up.link.latency_ns, moved / scale_up.bandwidth * 1e9, truth(size)))
+    latency, bytes_ns, truth_ns = np.array(rows, dtype=np.float64).T
+    return latency, bytes_ns, truth_ns
+
+
+def misfit(data: tuple[NDArray[np.float64], ...], small_ns: float, small: float, big_ns: float, big: float) -> float:
+    """Mean |log(model / measured)| of two protocols, the quicker of which is used."""
+    latency, bytes_ns, truth = data
+    model = latency + np.minimum(small_ns + bytes_ns / small, big_ns + bytes_ns / big)
+    return float(np.abs(np.log(model / truth)).mean())
+
+
+def fit() -> None:
+    grid = list(
+        product(
+            range(2500, 6001, 500), np.arange(0.16, 0.6, 0.02), range(6000, 26001, 1000), np.arange(0.6, 0.96, 0.02)
+        )
+    )
+    data = points("h100_sxm", (2, 4, 8))
+    small_ns, small, big_ns, big = best = min(grid, key=lambda values: misfit(data, *values))
+    print(f"h100_sxm: {small_ns} ns at share {small:.2f}, {big_ns} ns at {big:.2f}; error {misfit(data, *best):.3f}")
+
+    def pcie(device: str, share: float) -> float:
+        return misfit(points(device, (2,)), small_ns, small / big * share, big_ns, share)
+
+    share = min(np.arange(0.4, 0.9, 0.04), key=lambda share: pcie("rtx_pro_6000", share))
+    print(f"rtx_pro_6000 with 2 devices: share {share:.2f}; error {pcie('rtx_pro_6000', share):.3f}")
+    for device, ranks in (("h200_sxm", (2, 4, 8)), ("a100_sxm", (2, 4, 8)), ("b200_sxm", (2, 4, 8)), ("gb200", (2, 4))):
+        print(f"{device}, not fitted to: error {misfit(points(device, ranks), *best):.3f}")
+    print(f"l40s with 2 devices, not fitted to: error {pcie('l40s', share):.3f}")
+
+
 def main() -> None:
     sizes = " | ".join(f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB" for size in SIZES)
     for table in TABLES:
@@ -89,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fit() if "--fit" in sys.argv else main()

@@ -196,6 +196,7 @@ def test_half_the_bandwidth_is_never_faster(case, size: int) -> None:
         topology.devices,
         [replace(link, bandwidth=link.bandwidth / 2) for link in topology.links],
         hosts=topology.hosts,
+        adapters=topology.adapters,
         nodes=topology.nodes,
         shape=topology.shape,
     )

@@ -73,6 +73,13 @@ def test_adapters_hang_where_their_devices_do() -> None:
     assert way(topology, 3, 7)[:3] == ["node0.pcie1", "node0.nic1", "switch"]
 
 
+@pytest.mark.parametrize("inside", ["switch", "ring"])
+def test_an_adapter_is_no_way_between_devices_of_its_node(inside: str) -> None:
+    computer = Computer(8, Wires(inside, 50e9, 9000), nics=1)
+    topology = build_topology([computer] * 2, Wires("switch", 400e9, 100))
+    assert not [name for a in range(8) for b in range(8) for name in way(topology, a, b) if "nic" in name]
+
+
 def test_data_does_not_pass_other_devices_where_it_need_not() -> None:
     links = [
         *both("gpu0", "gpu1", 1e9),

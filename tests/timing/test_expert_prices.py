@@ -17,9 +17,10 @@ from servetwin.model.expert_placement import RankLoads, in_order
 from servetwin.model.expert_routing import Independent
 from servetwin.model.kernels import Experts
 from servetwin.model.operators import operators
-from servetwin.scenario.load import from_data
+from servetwin.scenario.load import dump, from_data, load
 from servetwin.scenario.resolve import resolve
 from servetwin.scenario.schema import Scenario
+from servetwin.simulation import simulate
 from servetwin.timing.choose import pricing_for, sharding_of
 from servetwin.timing.kernels import KernelTables
 from servetwin.timing.operators import OperatorTimer
@@ -172,3 +173,31 @@ def test_ranks_that_share_kv_read_less_of_it_in_long_contexts() -> None:
     copied, dealt = (timer_of(None, tensor=8, context=c, source="auto") for c in (1, 2))
     assert dealt.step_ns(long) < copied.step_ns(long)
     assert dealt.step_ns(short) > copied.step_ns(short), "the exchanges cost more than they save"
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {"routing": "random"},
+        {"routing": "zipf", "exponent": 0.8, "per_layer": True, "redundant_experts": 8, "rebalance_interval": 500},
+    ],
+    ids=["random", "zipf"],
+)
+def test_a_run_is_the_same_in_one_go_step_by_step_and_again_from_its_resolved_form(
+    experts: dict[str, Any], tmp_path: Path
+) -> None:
+    data = {
+        "model": MODEL,
+        "workload": {
+            "arrivals": {"process": "poisson", "rate": 20}, "requests": 30, "input_tokens": 300, "output_tokens": 40,
+        },
+        "pools": [{"device": "h100_sxm", "parallelism": {"tensor": 4, "expert": 4}, "experts": experts}],
+    }  # fmt: skip
+    scenario = from_data(data, None, Path())
+    file = tmp_path / "scenario.yaml"
+    file.write_text(dump(resolve(scenario, Path())))
+    first = simulate(scenario)
+    for run in (simulate(scenario, coalesce=False), simulate(load(file))):
+        for column, values in first.requests.items():
+            assert np.array_equal(run.requests[column], values), column
+        assert run.priced_ns == first.priced_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
+from servetwin.cluster.network import links_of, network_of
 from servetwin.cluster.routing.named import new_policy
 from servetwin.cluster.routing.policies import Policy
 from servetwin.cluster.routing.router import Limits, Router
@@ -27,6 +29,7 @@ from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import dtypes_of, load_architecture
 from servetwin.model.layers import MoE
+from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.graphs import capture_sizes
@@ -71,6 +74,9 @@ def build(
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
     shared = table.segments is not None or table.token_ids is not None
+    placement = placed(scenario.pools, scenario.nodes)
+    joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
+    network = network_of(scenario, placement, base) if joined else None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -78,19 +84,40 @@ def build(
             options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
-        timer = pricing.new_timer()  # equal engines share what has been priced once
-        data = pool.parallelism.data
-        for _ in range(pool.replicas):
-            group = _lock_step(pool, base) if data > 1 else None
-            for _ in range(data):
+        timers: dict[Hashable, StepTimer] = {}  # equal engines share what has been priced once
+        for devices in placement.replicas[index]:
+            where = placement.layout(devices) if network else None
+            if where not in timers:
+                try:
+                    links = links_of(network, pool, devices) if network else None
+                except InputError as error:
+                    raise error.at(field=f"pools[{index}]") from None
+                timers[where] = pricing.new_timer(links)
+            group = _lock_step(pool, base) if pool.parallelism.data > 1 else None
+            for _ in range(pool.parallelism.data):
                 number = len(cluster.engines)
                 cluster.engines.append(
-                    _engine(number, group, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
+                    _engine(
+                        number,
+                        group,
+                        options,
+                        pricing,
+                        timers[where],
+                        pool,
+                        scenario.seed,
+                        cluster,
+                        log,
+                        coalesce,
+                        shared,
+                    )
                 )
                 built.pools.append(pool.name or f"pool{index}")
                 built.pricing.append(pricing)
     cluster.requests = requests = _RequestMaker(table, record_tokens)
-    cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), requests.chain)
+    models = [
+        pool.model or scenario.model for pool in scenario.pools for _ in range(pool.replicas * pool.parallelism.data)
+    ]
+    cluster.router.connect(cluster.engines, models, requests.chain)
     return built
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -79,7 +79,7 @@ def priced(
             plans = _flat(kind, "one_shot", ranks) if _custom(topology, members) else []
             return [PricedSchedule(x, topology, members, software.kernel, CUSTOM_BYTES) for x in plans]
         own = kind == "allreduce" and name == "one_shot"
-        plans = _rings(kind, ranks) if name == "rings" else _flat(kind, name, ranks)
+        plans = _rings(kind, ranks, _meshed(topology, members)) if name == "rings" else _flat(kind, name, ranks)
         return [PricedSchedule(x, topology, members, software.kernel if own else software.library) for x in plans]
 
     if algorithm != "auto":
@@ -112,8 +112,22 @@ def _grid(topology: Topology, group: Sequence[int]) -> tuple[tuple[int, ...], li
     return tuple(side for side in dims if side > 1), [device for held in by_node.values() for device in held]
 
 
-def _rings(kind: str, ranks: int) -> list[s.Schedule]:
-    return [s.rings(ranks, strides, 2 if kind == "allreduce" else 1) for strides in s.stride_sets(ranks)]
+def _meshed(topology: Topology, members: Sequence[Sequence[int]]) -> bool:
+    """Whether any two devices of a group have a link of their own."""
+    return all(len(topology.path(a, b)) == 1 for group in members for a in group for b in group if a != b)
+
+
+def _rings(kind: str, ranks: int, meshed: bool) -> list[s.Schedule]:
+    """Rings in ever more directions. In a mesh the library's rings together use every link, as an exchange with all at
+    once does, which stands for them."""
+    plans = [s.rings(ranks, strides, 2 if kind == "allreduce" else 1) for strides in s.stride_sets(ranks)]
+    if meshed:
+        plans.append(_of_kind(kind)((ranks,), ("direct",)))
+    return plans
+
+
+def _of_kind(kind: str) -> Callable[[Sequence[int], Sequence[s.Method]], s.Schedule]:
+    return {"allreduce": s.all_reduce, "allgather": s.all_gather, "reducescatter": s.reduce_scatter}[kind]
 
 
 def _flat(kind: str, algorithm: str, ranks: int) -> list[s.Schedule]:
@@ -127,9 +141,8 @@ def _flat(kind: str, algorithm: str, ranks: int) -> list[s.Schedule]:
         case "allreduce", _:
             return [s.one_shot(ranks), s.all_reduce(one, ("direct",))]
         case "allgather" | "reducescatter", _:
-            build = s.all_gather if kind == "allgather" else s.reduce_scatter
             methods: dict[str, s.Method] = {"ring": "ring", "tree": "doubling", "one_shot": "direct"}
-            return [build(one, (methods[algorithm],))]
+            return [_of_kind(kind)(one, (methods[algorithm],))]
         case "alltoall", "ring":
             return [s.pairwise(ranks)]
         case "alltoall", "tree":
@@ -155,7 +168,6 @@ def _levels(kind: str, dims: tuple[int, ...]) -> list[s.Schedule]:
             return [s.broadcast_tree(dims)]
         case "sendrecv":
             return [s.transfer()]
-    build = {"allreduce": s.all_reduce, "allgather": s.all_gather, "reducescatter": s.reduce_scatter}[kind]
     inner: tuple[s.Method, ...] = ("ring", "direct")
     outer: tuple[s.Method, ...] = ("ring", "doubling") if len(dims) > 1 else ("ring",)
-    return [build(dims, (first, *(rest,) * (len(dims) - 1))) for first in inner for rest in outer]
+    return [_of_kind(kind)(dims, (first, *(rest,) * (len(dims) - 1))) for first in inner for rest in outer]

@@ -85,15 +85,17 @@ def mesh_links(names: Sequence[str], bandwidth: float, latency_ns: float) -> lis
 
 
 def torus_links(names: Sequence[str], shape: Sequence[int], bandwidth: float, latency_ns: float) -> list[Link]:
-    """Closed lines along every side of a grid; two in a row share one link."""
-    links, step = list[Link](), 1
+    """Closed lines along every side of a grid; two in a row share one link. All links forward come before those back,
+    so that data for the opposite side of a ring, with two equal ways, goes forward from everywhere."""
+    pairs, step = list[tuple[str, str]](), 1
     for side in shape:
         for i, name in enumerate(names):
             at = i // step % side
             if side > 2 or at < side - 1:
-                links += both(name, names[i + ((at + 1) % side - at) * step], bandwidth, latency_ns)
+                pairs.append((name, names[i + ((at + 1) % side - at) * step]))
         step *= side
-    return links
+    ahead = [Link(a, b, bandwidth, latency_ns) for a, b in pairs]
+    return ahead + [Link(b, a, bandwidth, latency_ns) for a, b in pairs]
 
 
 def switch_links(ports: Ports, bandwidth: float, latency_ns: float) -> list[Link]:
@@ -175,4 +177,7 @@ def joined(nodes: Sequence[Node], between: Sequence[Link]) -> Topology:
         for at, port in slots:
             links += both(at, port, node.slot_bandwidth)
     shape = nodes[0].inside.shape if len(nodes) == 1 else ()
-    return Topology(devices, [*links, *between], hosts=hosts, nodes=numbers, shape=shape, attach=attach)
+    adapters = [port for number, node in enumerate(nodes) for port in node.ports(number)]
+    return Topology(
+        devices, [*links, *between], hosts=hosts, adapters=adapters, nodes=numbers, shape=shape, attach=attach
+    )

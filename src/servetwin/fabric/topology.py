@@ -35,9 +35,9 @@ class Topology:
 
     `devices` are the endpoints that compute, numbered in this order; every other endpoint that a link names forwards
     (switch, adapter, bridge). `hosts` are those of them that belong to a processor: what passes them is not
-    device-to-device traffic to an engine. `nodes[i]` is the computer that device i sits in, `shape` the sides of a
-    torus that the devices fill, first side fastest, and `attach[i]` the endpoint where an adapter of device i is
-    plugged in (default: the device).
+    device-to-device traffic to an engine. `adapters` are those that join a node to the network. `nodes[i]` is the
+    computer that device i sits in, `shape` the sides of a torus that the devices fill, first side fastest, and
+    `attach[i]` the endpoint where an adapter of device i is plugged in (default: the device).
 
     Raises:
         InputError: a device is named twice, or cannot be reached by all others.
@@ -49,12 +49,13 @@ class Topology:
         links: Iterable[Link],
         *,
         hosts: Iterable[str] = (),
+        adapters: Iterable[str] = (),
         nodes: Sequence[int] | None = None,
         shape: tuple[int, ...] = (),
         attach: Sequence[str] | None = None,
     ) -> None:
         self.devices, self.links = tuple(devices), tuple(links)
-        self.hosts, self.shape = frozenset(hosts), shape
+        self.hosts, self.adapters, self.shape = frozenset(hosts), frozenset(adapters), shape
         self.nodes = tuple(nodes) if nodes is not None else (0,) * len(self.devices)
         self.attach = tuple(attach) if attach is not None else self.devices
         self._number = {name: i for i, name in enumerate(self.devices)}
@@ -79,8 +80,9 @@ class Topology:
     def path(self, source: int, target: int) -> tuple[int, ...]:
         """Numbers of the links from one device to another, in order; none from a device to itself.
 
-        The way that passes the fewest other devices, of those the one with the least latency, then the fewest links,
-        then the widest ones; what is still equal is decided by the order in which links were given.
+        The way that passes the fewest adapters (none inside a node), of those the one with the fewest other devices on
+        it, then the least latency, then the fewest links, then the widest ones; what is still equal is decided by the
+        order in which links were given.
         """
         found = self._paths.get((source, target))
         if found is None:
@@ -142,7 +144,7 @@ class _Search:
     def __init__(self, topology: Topology, start: str) -> None:
         self._topology, self._start = topology, start
         self._into: dict[str, int] = {}
-        self._best: dict[str, tuple[int, float, int, float]] = {start: (0, 0, 0, 0)}
+        self._best: dict[str, tuple[int, int, float, int, float]] = {start: (0, 0, 0, 0, 0)}
         self._queue = [(self._best[start], 0, start)]
         self._settled: set[str] = set()
         self._pushed = 0
@@ -155,10 +157,12 @@ class _Search:
             if at in self._settled:
                 continue
             self._settled.add(at)
-            passed = cost[0] + (topology.is_device(at) and at != self._start)
+            adapters = cost[0] + (at in topology.adapters)
+            devices = cost[1] + (topology.is_device(at) and at != self._start)
             for i in topology.links_from(at):
                 link = topology.links[i]
-                onward = (passed, cost[1] + link.latency_ns, cost[2] + 1, cost[3] + 1 / link.bandwidth)
+                latency, wide = cost[2] + link.latency_ns, cost[4] + 1 / link.bandwidth
+                onward = (adapters, devices, latency, cost[3] + 1, wide)
                 if link.target not in best or onward < best[link.target]:
                     best[link.target], self._into[link.target] = onward, i
                     self._pushed += 1

@@ -63,7 +63,7 @@ def expert_layer(
     """The operators of expert layer `number`, the collectives that end it included."""
     a, spread = dtypes.activation, sharding.data > 1
     alltoall = _communication(sharding, options) == "alltoall"
-    own = 1 if not sharding.sequence_parallel else sharding.tensor
+    own = sharding.tensor if sharding.sequence_parallel else 1
     width = mlp.latent or arch.hidden
 
     def parted(found: Iterator[Operator]) -> Iterator[Operator]:
@@ -160,9 +160,7 @@ def _communication(sharding: Sharding, options: ExpertOptions) -> Communication:
 
 def _group(sharding: Sharding) -> int:
     """Ranks of the exchange."""
-    if sharding.tensor > 1 and not sharding.sequence_parallel:
-        return sharding.data
-    return sharding.tensor * sharding.data
+    return sharding.data * (sharding.tensor if sharding.sequence_parallel else 1)
 
 
 def _dispatch(mlp: MoE, width: int, dtypes: Dtypes, sharding: Sharding, alltoall: bool) -> Operator:

@@ -11,7 +11,7 @@ from servetwin.errors import InputError
 from servetwin.scenario.defaults import longest_sequence, resolved_engine
 from servetwin.scenario.hardware import Nic, Node
 from servetwin.scenario.names import language_part, model_config, model_path
-from servetwin.scenario.placement import placed
+from servetwin.scenario.placement import default_host, placed
 from servetwin.scenario.schema import (
     Empirical,
     Lengths,
@@ -66,7 +66,7 @@ def _resolved_model(name: str, base: Path) -> str:
 
 def _resolved_node(node: Node, index: int) -> Node:
     """`node` with what its host says of memory and network cards written out."""
-    host = catalog.host(node.host or "generic_2s_x86")
+    host = catalog.host(node.host or default_host(catalog.device(next(iter(node.devices))).id))
     nic = node.nic or Nic()
     link = catalog.link(nic.link) if nic.link else host.nic
     if link is not None:

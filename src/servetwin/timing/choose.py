@@ -209,6 +209,10 @@ def _profiled(
     layers = [len(run) for run in stages(arch, sharding.pipeline)]
     split = (experts, sharding.expert_tensor, layers)
     pool_link = _link(pool, device)
+    beside: list[Source] = []
+    if collectives and pool.link is None:
+        tables = _kernel_tables(device, required=False)
+        beside = [Silicon(tables, sharding)] if tables is not None else []
     first = ProfileTimer.load(folder, sharding.tensor, len(arch.layers), *split)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
 
@@ -216,7 +220,7 @@ def _profiled(
         timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, len(arch.layers), *split)
         if not collectives:
             return timer
-        return WithCollectives(timer, collectives, [LinkSource(links or pool_link)])
+        return WithCollectives(timer, collectives, _by_precedence(beside, links, pool_link))
 
     return first.profile.id, new_timer, profiles.profile_hash(folder)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from servetwin.errors import InputError
@@ -136,6 +136,8 @@ class OperatorTimer:
         self._token_shares: dict[int, tuple[int, ...]] = {}
         self._logit_shares: dict[int, tuple[int, ...]] = {}
         self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._varying = [part for part in self.parts if needs(part.operator) != "rows"]
+        self._stage_shares: dict[tuple[int, int], list[int]] = {}
 
     def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[float, Pricer]]:
         return [
@@ -247,23 +249,32 @@ class OperatorTimer:
         return [a + b for a, b in zip(dense, head, strict=True)]
 
     def stage_ns(self, shape: StepShape) -> list[int]:
-        stages = [0] * max(len(part.operator.stages) for part in self.parts)
-        for part, ns, _ in self._priced(shape):
-            for stage, share in enumerate(apportion(ns, part.operator.stages)):
-                stages[stage] += share
-        saved = self.ledger.copy()
-        stages[-1] += self.step_ns(shape) - sum(stages)  # the 1 ns that a step takes at least
-        self.ledger.restore(saved)
+        tokens, logits = shape.tokens, shape.logits
+        if self._padded is not None:
+            tokens = self._padded(tokens, shape.prefill_seqs)
+        fixed = self._stage_shares.get((tokens, logits))
+        if fixed is None:
+            fixed = self._by_stage(self._priced(shape, [part for part in self.parts if needs(part.operator) == "rows"]))
+            dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
+            head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+            fixed[-1] += sum(dense) + sum(head) - sum(fixed)  # the 1 ns that a step takes at least
+            self._stage_shares[tokens, logits] = fixed
+        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+
+    def _by_stage(self, priced: Iterable[tuple[_Part, int, str]]) -> list[int]:
+        stages = [0] * len(self.parts[0].operator.stages)
+        for part, ns, _ in priced:
+            stages = [a + b for a, b in zip(stages, apportion(ns, part.operator.stages), strict=True)]
         return stages
 
     def explain(self, shape: StepShape) -> list[tuple[str, int, str, str]]:
         """(operator, ns over all layers, kind of knowledge, source) of every operator of the step; the ns add up to
         `step_ns`."""
-        return [(part.operator.name, ns, how, part.source) for part, ns, how in self._priced(shape)]
+        return [(part.operator.name, ns, how, part.source) for part, ns, how in self._priced(shape, self.parts)]
 
-    def _priced(self, shape: StepShape) -> Iterator[tuple[_Part, int, str]]:
-        """Every operator of the step with its ns over all layers and the kind of knowledge."""
-        for part in self.parts:
+    def _priced(self, shape: StepShape, parts: Iterable[_Part]) -> Iterator[tuple[_Part, int, str]]:
+        """Those of `parts` that the step runs, with their ns over all layers and the kind of knowledge."""
+        for part in parts:
             operator, count, pricer, _ = part
             match needs(operator):
                 case "rows":

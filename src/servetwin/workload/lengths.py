@@ -75,7 +75,8 @@ def draw_times(times: Times, count: int, random: np.random.Generator) -> Ints:
                 drawn = random.exponential(times.mean, count)
             case "lognormal":
                 drawn = times.median * np.exp(times.sigma * random.standard_normal(count))
-    return np.rint(drawn.clip(max=LONGEST_NS)).astype(np.int64)
+    times_ns: Ints = np.rint(drawn.clip(max=LONGEST_NS)).astype(np.int64)
+    return times_ns
 
 
 def _zipf(lengths: Zipf, count: int, random: np.random.Generator) -> Ints:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def synthetic(workload: SyntheticWorkload, seed: int, base: Path) -> RequestTable:
-    """Draw `workload.requests` requests; arrivals, lengths, prefixes, priorities and patience each from a stream of their own.
+    """Draw `workload.requests` requests; arrivals, lengths, prefixes, priorities, patience each from their own stream.
 
     Raises `InputError` with the field of the scenario that is wrong.
     """
