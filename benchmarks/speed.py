@@ -1,70 +1,146 @@
-"""How fast a run is, and what pricing a step costs.
+"""How fast whole runs are: user CPU seconds and peak memory of `servetwin run`, beside what they should be.
 
-    python benchmarks/speed.py [--requests 10000]
+    python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peers]
 
-Prints CPU seconds of the same workload (Llama-3.1-8B on one H100, 512 in / 128 out, Poisson 10/s) carried out with
-coalesced decode runs and step by step, their ratio (the results are bit-identical), and the cost of pricing one whole
-step of Llama-3.1-70B: a mixed step whose token counts were never seen before, and a step inside a decode run.
+Every workload runs in a process of its own; start-up and result files count. Traces are not part of the project: those
+of DIR (`azure_2023_conv.csv`, `mooncake_conversation.jsonl`; see docs/performance.md) are used where they are. With
+`--peers`, simulators of others that are installed run the same workload A in the same session.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from servetwin.scenario.load import from_data
-from servetwin.scenario.resolve import resolve
-from servetwin.simulation import simulate
-from servetwin.timing.choose import pricing_for
-from servetwin.timing.shape import StepShape
+import yaml
 
 
-def scenario(model: str, device: str, tensor: int, requests: int, engine: dict[str, object]) -> dict[str, object]:
+class Case(NamedTuple):
+    """A workload, the most user CPU seconds and MiB that it should take, and the trace it needs."""
+
+    scenario: dict[str, Any]
+    seconds: float
+    mebibytes: int | None = None
+    trace: str | None = None
+
+
+def synthetic(
+    requests: int, input_tokens: int, output_tokens: int, replicas: int = 1, **arrivals: Any
+) -> dict[str, Any]:
+    workload = {
+        "arrivals": arrivals,
+        "requests": requests,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+    }
     return {
-        "model": model,
-        "workload": {
-            "arrivals": {"process": "poisson", "rate": 10.0},
-            "requests": requests,
-            "input_tokens": 512,
-            "output_tokens": 128,
-        },
-        "pools": [{"device": device, "parallelism": {"tensor": tensor}, "engine": engine}],
+        "model": "meta-llama/Llama-3.1-8B",
+        "workload": workload,
+        "pools": [{"device": "h100_sxm", "replicas": replicas}],
+        "routing": {"policy": "least_loaded"},
     }
 
 
-def whole_runs(requests: int) -> None:
-    data = from_data(scenario("meta-llama/Llama-3.1-8B", "h100_sxm", 1, requests, {}), "speed", Path())
-    coalesced = simulate(data)
-    single = simulate(data, coalesce=False)
-    steps = int(coalesced.steps["steps"].sum())
-    print(f"{requests} requests, {steps} steps")
-    for name, run in (("coalesced", coalesced), ("step by step", single)):
-        rates = f"{requests / run.cpu_s:8.0f} requests/s {steps / run.cpu_s:9.0f} steps/s"
-        print(f"  {name:<13} {run.cpu_s:6.2f} CPU s {rates}")
-    print(f"  ratio {single.cpu_s / coalesced.cpu_s:.2f}")
+def replayed(trace: str, replicas: int, **workload: Any) -> dict[str, Any]:
+    scenario = synthetic(1, 1, 1, replicas, process="all_at_once")
+    return scenario | {"workload": {"trace": trace, **workload}}
 
 
-def step_prices(calls: int = 4000) -> None:
-    engine = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
-    resolved = resolve(from_data(scenario("meta-llama/Llama-3.1-70B", "h200_sxm", 4, 1, engine), "speed", Path()))
-    timer = pricing_for(resolved, resolved.pools[0], Path()).new_timer()
-    mixed = [StepShape(1, 600 + i, 0, (600 + i) ** 2 // 2, 60, 60, 64_000 + i, 2000, 10) for i in range(calls)]
-    start = time.perf_counter()
-    for shape in mixed:
-        timer.step_ns(shape)
-    cold = (time.perf_counter() - start) / calls
-    start = time.perf_counter()
-    timer.run_ns(StepShape(0, 0, 0, 0, 64, 64, 64_000, 2000, 10), calls)
-    amortised = (time.perf_counter() - start) / calls
-    print(f"whole-step price: {1e6 * cold:.1f} us with new token counts, {1e6 * amortised:.1f} us in a decode run")
+AZURE, MOONCAKE = "azure_2023_conv.csv", "mooncake_conversation.jsonl"
+CASES = {
+    "open-300": Case(synthetic(300, 512, 128, process="poisson", rate=10), 0.8),
+    "A": Case(synthetic(10_000, 512, 128, process="poisson", rate=10), 2.0, 250),
+    "A-40": Case(synthetic(100_000, 512, 128, process="poisson", rate=40), 7.0),
+    "replicas-32": Case(synthetic(100_000, 512, 128, 32, process="poisson", rate=640), 9.0),
+    "closed-64": Case(synthetic(20_000, 1024, 256, process="closed_loop", concurrency=64), 3.0),
+    # 19,366 requests an hour, 52 times over; 40 times as fast gives each of the replicas 3.4 requests/s
+    "azure-million": Case(replayed(AZURE, 64, repeat=52, rate_scale=40.0), 60.0, 1536, AZURE),
+    "azure-million-own-pace": Case(replayed(AZURE, 64, repeat=52), 60.0, 1536, AZURE),
+    "mooncake": Case(replayed(MOONCAKE, 1), 6.0, None, MOONCAKE),
+    "mooncake-8": Case(replayed(MOONCAKE, 8), 6.0, None, MOONCAKE),
+}
+
+PEERS: dict[str, tuple[str, ...]] = {
+    "aisimulate": ("aisimulate", "predict"),
+    "vidur": (sys.executable, "-m", "vidur.main"),
+}
+"""How a peer's simulation is started; its own options for workload A come after `--` on our command line, because they
+differ between releases."""
+
+
+def measured(command: list[str], **options: Any) -> tuple[float, float, int]:
+    """User CPU seconds, peak MiB and exit status of a command."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        print(said.decode(errors="replace"), file=sys.stderr)
+    return usage.ru_utime, usage.ru_maxrss / 1024, process.returncode
+
+
+def run_cases(names: list[str], traces: Path) -> None:
+    print(f"{'workload':<24} {'user s':>8} {'target':>7} {'ratio':>6} {'MiB':>7} {'target':>7}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            case = CASES[name]
+            scenario = case.scenario
+            if case.trace is not None:
+                path = (traces / case.trace).resolve()
+                if not path.is_file():
+                    print(f"{name:<24} no file {path}")
+                    continue
+                scenario = scenario | {"workload": scenario["workload"] | {"trace": str(path)}}
+            file = Path(folder) / f"{name}.yaml"
+            file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+            main = "from servetwin.cli import main; main()"
+            seconds, mebibytes, status = measured(
+                [sys.executable, "-c", main, "run", str(file), "-o", str(Path(folder) / name), "--format", "json"]
+            )
+            shutil.rmtree(Path(folder) / name, ignore_errors=True)
+            limit = str(case.mebibytes or "-")
+            ratio = seconds / case.seconds
+            row = f"{name:<24} {seconds:8.2f} {case.seconds:7.1f} {ratio:6.2f} {mebibytes:7.0f} {limit:>7}"
+            print(row if not status else f"{name:<24} failed with status {status}", flush=True)
+
+
+def run_peers(options: list[str]) -> None:
+    """Workload A on what is installed."""
+    ours, mebibytes, _ = 0.0, 0.0, 0
+    for name, command in PEERS.items():
+        found = shutil.which(command[0]) if command[0] != sys.executable else _module(command[2].split(".")[0])
+        if not found:
+            print(f"{name}: not installed")
+            continue
+        if not options:
+            print(f"{name}: installed; give its options for workload A after --")
+            continue
+        seconds, mebibytes, status = measured([*command, *options])
+        print(f"{name:<24} {seconds:8.2f} user s {mebibytes:7.0f} MiB, status {status}, {ours}")
+
+
+def _module(name: str) -> str | None:
+    from importlib.util import find_spec
+
+    return name if find_spec(name) else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=10_000)
-    whole_runs(parser.parse_args().requests)
-    step_prices()
+    parser.add_argument("--traces", type=Path, default=Path("traces"))
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--peers", action="store_true")
+    known = parser.parse_args()
+    run_cases(known.only, known.traces)
+    if known.peers:
+        run_peers([])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from servetwin.engine.batch import Batch
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.memory.blocks import NULL, BlockPool
+from servetwin.memory.counted import CountedKV
 
 
 def check_pool(pool: BlockPool, references: Counter[int]) -> None:
@@ -27,6 +28,11 @@ def check_pool(pool: BlockPool, references: Counter[int]) -> None:
     assert NULL not in by_block, "B3"
     assert pool._count[NULL] == 0, "B3"
     assert pool._key[NULL] is None, "B3"
+
+
+def ridden(request: Request, batch: int) -> int:
+    """Tokens that a request was given while riding, batch number `batch` included."""
+    return batch - request.joined if request.joined else 0
 
 
 class WatchedScheduler(Scheduler):
@@ -57,24 +63,24 @@ class WatchedScheduler(Scheduler):
         self.last_schedule_ns = now
         before = set(self.running)
         batch = super().schedule(now)
-        assert len(set(batch.requests)) == len(batch.requests), "a request stands in a batch twice"
+        assert len({*batch.requests, *batch.riding}) == len(batch), "a request stands in a batch twice"
         assert all(tokens >= 1 for tokens in batch.tokens)
-        assert sum(batch.tokens) <= self.options.max_num_batched_tokens, "S1"
-        if not batch.requests:
+        assert sum(batch.tokens) + batch.riders <= self.options.max_num_batched_tokens, "S1"
+        if not len(batch):
             self.preempted_in_vain += len(batch.preempted)
         if batch.preempted:
-            assert before.issuperset(batch.requests), "S4: admitted in a step that preempted"
+            assert before.issuperset([*batch.requests, *batch.riding]), "S4: admitted in a step that preempted"
         assert not set(batch.requests) & set(batch.preempted)
-        for request, tokens, start, drafts in zip(
-            batch.requests, batch.tokens, batch.before, batch.drafts, strict=True
-        ):
+        entries = batch.entries()
+        assert len(entries) == len(batch)
+        for request, tokens, start, drafts in entries:
             self.scheduled[request.row] += tokens
             if request not in before:
                 self.due[request.row] -= start
-            assert request.computed == start + tokens
+            assert request.computed + ridden(request, batch.number) == start + tokens
             # Drafts whose fate a synchronous scheduler does not know yet have no placeholders.
             unknown = 0 if self.options.async_scheduling else drafts
-            assert request.computed <= request.known + request.placeholders + unknown, "S3"
+            assert request.computed <= request.known + request.placeholders + unknown or request.joined, "S3"
         self.check()
         return batch
 
@@ -102,6 +108,14 @@ class WatchedScheduler(Scheduler):
         for request in self.seen:
             assert places[request] + request.finished == 1, f"S2: request {request.row} is in {places[request]} places"
             assert (request in self.running) == (request.status == Status.RUNNING)
+        if isinstance(self.kv, CountedKV):
+            blocks = sum(self.kv.held[request.row] for request in self.plain)
+            for request in self.running:
+                if request.joined:
+                    context = request.computed + ridden(request, self.scheduled_batches)
+                    blocks += -(-context // self.options.block_size)
+            assert self.kv.pool.used == blocks
+            return
         owned = Counter[int]()
         for holding in self.kv.holdings.values():
             for table in holding.tables:
@@ -117,7 +131,7 @@ class WatchedScheduler(Scheduler):
         assert all(self.ends[request.row] == 1 for request in self.seen)
         assert not self.unfinished
         assert not self.pinned
-        assert not self.kv.holdings
+        assert not (self.kv.held if isinstance(self.kv, CountedKV) else self.kv.holdings)
         assert self.kv.pool.free == self.options.usable_blocks
         if not self.options.speculative_tokens and not self.options.kv_consumer:
             assert self.scheduled == self.due, "tokens were lost or made"

@@ -13,7 +13,7 @@ from servetwin.workload.table import RequestTable
 MAX_MODEL_LEN = 320
 
 
-def _row(random: Random, spread_ms: int) -> Row:
+def _row(random: Random, spread_ms: int, distinct: bool) -> Row:
     arrival = random.choice([0, random.randrange(spread_ms + 1) * MS, random.randrange(spread_ms * MS + 1)])
     # Seeds 0 to 2 are shared, -1 and -2 quote what requests 0 and 1 answered.
     shared = [(random.choice([0, 0, 1, 2, -1, -2]), random.choice([3, 16, 32, 50])) for _ in range(random.randrange(4))]
@@ -22,8 +22,9 @@ def _row(random: Random, spread_ms: int) -> Row:
     abort = random.choice([0, random.randrange(3 * MS), random.randrange(600 * MS)])
     return Row(
         arrival,
+        prompt=own + sum(length for _, length in shared),
         output=output,
-        segments=[*shared, (random.randrange(10_000, 10**9), own)],
+        segments=None if distinct else [*shared, (random.randrange(10_000, 10**9), own)],
         priority=random.randrange(3),
         abort_ns=arrival + abort if random.random() < 0.15 else -1,
     )
@@ -33,9 +34,9 @@ def _row(random: Random, spread_ms: int) -> Row:
 def tables(draw: st.DrawFn, most: int = 24) -> RequestTable:
     """Some prompts exceed MAX_MODEL_LEN; hypothesis chooses only the sizes, so that dense workloads are not rare."""
     random, spread_ms = Random(draw(st.integers(0, 2**32))), draw(st.sampled_from([0, 30, 300, 2000]))
-    count = draw(st.sampled_from([most, most // 2, 5, 2, 1]))
+    count, distinct = draw(st.sampled_from([most, most // 2, 5, 2, 1])), draw(st.booleans())
     return table_of(
-        [_row(random, spread_ms) for _ in range(count)],
+        [_row(random, spread_ms, distinct) for _ in range(count)],
         concurrency=draw(st.sampled_from([None, None, 1, 2, 6, 16])),
         output_known=draw(st.booleans()),
     )

@@ -90,8 +90,7 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
         for gap, count in engine.scheduler.gaps.items():
             gaps[gap] = gaps.get(gap, 0) + count
     priced: dict[str, int] = {}
-    for engine in cluster.engines:
-        ledger = engine.timer.ledger
+    for ledger in {id(engine.timer.ledger): engine.timer.ledger for engine in cluster.engines}.values():
         for kind in ("measured", "interpolated", "extrapolated"):
             priced[kind] = priced.get(kind, 0) + getattr(ledger, kind)
         priced["analytic"] = priced.get("analytic", 0) + ledger.analytic + ledger.assumed
@@ -151,7 +150,8 @@ def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
     rows = np.array([row for row in log.rows if row[0] == engine], dtype=np.float64).reshape(-1, len(COLUMNS))
     column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     found = {}
-    for kind, mask in (("prefill", column["prefill_seqs"] > 0), ("decode", column["prefill_seqs"] == 0)):
+    prefills, decodes_only = column["prefill_seqs"] > 0, (column["prefill_seqs"] == 0) & (column["decode_seqs"] > 0)
+    for kind, mask in (("prefill", prefills), ("decode", decodes_only)):
         if mask.any():
             weight = column["steps"][mask]
             means = {name: round(float(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
@@ -181,7 +181,7 @@ def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mappi
         "preemptions": (r.preemptions for r in requests),
     }
     texts = {
-        "pool": [pools[r.engine] for r in requests],
+        "pool": [pools[r.engine] if r.engine >= 0 else "" for r in requests],
         "status": [_STATUS[r.status] for r in requests],
         "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
     }

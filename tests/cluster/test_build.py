@@ -23,7 +23,7 @@ def scenario(model: str, *engines: dict[str, Any], **more: Any) -> Scenario:
 @pytest.mark.parametrize("model", ["openai/gpt-oss-120b", "meta-llama/Llama-3.1-8B"])
 def test_a_given_number_of_blocks_keeps_the_groups_of_the_model(model: str) -> None:
     estimated, given = (
-        scheduler_options((one := scenario(model, engine)), one.pools[0], Path())
+        scheduler_options(scenario(model, engine).pools[0], Path())
         for engine in ({}, {"num_gpu_blocks_override": 5000})
     )
     assert given.usable_blocks == 4999

@@ -52,20 +52,22 @@ def test_of_a_cluster(
     scheduled = Counter[tuple[int, int]]()
     for number, step, _, tokens in ran.log.schedule or []:
         scheduled[number, step] += tokens
+    priced = 0
     for number, one in enumerate(ran.engines):
         mine = [step for step in steps if step["engine"] == number]
         assert [step["step"] for step in mine] == list(range(len(mine)))
         assert all(step["end_ns"] - step["start_ns"] >= 1 for step in mine), "a step takes at least 1 ns"
         assert all(a["end_ns"] <= b["start_ns"] for a, b in pairwise(mine)), "one device, one step"
         gaps = sum(host.gap(step["prefill_seqs"] + step["decode_seqs"]) for step in mine)
-        device = sum(step["end_ns"] - step["start_ns"] for step in mine)
-        assert sum(astuple(one.timer.ledger)) == device - gaps, "all time priced is accounted for"
+        priced += sum(step["end_ns"] - step["start_ns"] for step in mine) - gaps
         for step in mine:
             assert scheduled[number, step["step"]] == step["prefill_tokens"] + step["decode_seqs"]
             assert step["kv_blocks_used"] <= one.scheduler.options.usable_blocks
         assert one.scheduler.kv.pool.used == 0
         told = sum(step["preempted"] for step in mine)
         assert one.scheduler.preemptions == told + schedulers[number].preempted_in_vain
+    ledgers = {id(engine.timer.ledger): engine.timer.ledger for engine in ran.engines}  # equal engines share one
+    assert sum(sum(astuple(ledger)) for ledger in ledgers.values()) == priced, "all time priced is accounted for"
     tokens = sum(request.outputs - 1 for request in ran.requests if request.outputs)
     assert sum(count for engine in ran.engines for count in engine.scheduler.gaps.values()) == tokens
     spans = sum(r.last_token_ns - r.first_token_ns for r in ran.requests if r.outputs)
@@ -124,7 +126,9 @@ trace_requests = st.lists(
 )
 
 
-def replay_watched(config: dict[str, Any], requests: list[dict[str, Any]], **extra: Any) -> None:
+def replay_watched(
+    config: dict[str, Any], requests: list[dict[str, Any]], *, rides: bool = True, **extra: Any
+) -> list[dict[str, Any]]:
     records = []
     for number, request in enumerate(requests):
         record = {"kind": "req", "r": number, **request, **extra}
@@ -134,24 +138,28 @@ def replay_watched(config: dict[str, Any], requests: list[dict[str, Any]], **ext
     law = {"base": 5_000_000, "per_prefill_token": 20_000, "per_decode_seq": 50_000, "per_context_token": 1}
     header = {"kind": "header", "scenario": "random", "config": config, "latency_ns": law}
     with watched("servetwin.interop.steptrace") as schedulers:
-        steps, ended = replay(StepTrace(Path("random"), header, records))
+        steps, ended = replay(StepTrace(Path("random"), header, records), rides)
     assert all(request.finished for request in ended)
     assert all(step["e"] > step.get("b", step["t"]) for step in steps)
     for scheduler in schedulers:
         scheduler.check_end()
+    return steps
 
 
 @settings(max_examples=120, deadline=None)
 @given(configs, kinds, trace_requests)
 def test_of_one_scheduler(config: dict[str, Any], kind: dict[str, Any], requests: list[dict[str, Any]]) -> None:
-    """Options that scenarios do not reach: draft tokens, sliding windows, pipeline stages."""
-    replay_watched(config | kind, requests)
+    """Options that scenarios do not reach: draft tokens, sliding windows, pipeline stages; and requests that ride take
+    the same steps as requests that are scheduled one by one."""
+    assert replay_watched(config | kind, requests) == replay_watched(config | kind, requests, rides=False)
 
 
 @settings(max_examples=40, deadline=None)
 @given(configs, trace_requests)
 def test_of_a_decode_engine(config: dict[str, Any], requests: list[dict[str, Any]]) -> None:
-    replay_watched(config | {"kv_role": "kv_consumer"}, requests, kv="do_remote_prefill")
+    config |= {"kv_role": "kv_consumer"}
+    steps = replay_watched(config, requests, kv="do_remote_prefill")
+    assert steps == replay_watched(config, requests, kv="do_remote_prefill", rides=False)
 
 
 @settings(max_examples=40, deadline=None)

@@ -61,7 +61,7 @@ def test_flags_and_fields_of_the_instance(repo: Repo) -> None:
     flags = (
         "--max-num-seqs 32 --max-num-batched-tokens=0 --long-prefill-token-threshold 64 --block-size 32 "
         "--no-enable-prefix-caching --no-reserve-full-isl --npu-memory-utilization 0.5 --num-reqs 2 "
-        "--request-routing-policy RR --dataset workloads/three.jsonl --log-level INFO --output 'a b.csv'"
+        "--dataset workloads/three.jsonl --log-level INFO --output 'a b.csv'"
     )
     memory = {"mem_size": 24, "mem_bw": 1008, "mem_latency": 0, "mem_util": 0.75}
     scenario = repo.load(flags, max_num_seqs=16, npu_mem=memory)
@@ -71,7 +71,6 @@ def test_flags_and_fields_of_the_instance(repo: Repo) -> None:
     assert (engine.long_prefill_token_threshold, engine.block_size) == (64, 32)
     assert engine.enable_prefix_caching is False and engine.scheduler_reserve_full_isl is False
     assert engine.gpu_memory_utilization == 0.75
-    assert scenario.routing.policy == "round_robin"
     assert len(requests_of(scenario, repo)) == 2
     assert "--log-level INFO" in repo.out.read_text().split("\nname:")[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,30 @@ def test_rate_scale_divides_arrivals_but_not_patience(tmp_path: Path) -> None:
         InputError, match=r"workload.rate_scale: stretches the trace over more than 146 years; found 1e-18"
     ):
         replay(tmp_path, rate_scale=1e-18)
+
+
+def test_repetitions_follow_at_the_pace_of_the_trace(tmp_path: Path) -> None:
+    """Arrivals 5, 0 and 9: a mean gap of 4.5, so that a repetition begins 13.5 ns (rounded to even) after the other."""
+    once, table = replay(tmp_path), replay(tmp_path, repeat=3)
+    assert table.arrival_ns.tolist() == [5, 0, 9, 19, 14, 23, 33, 28, 37]
+    assert columns(table)[1:] == [column * 3 for column in columns(once)[1:]]
+    assert table.abort_ns is not None and table.segments is not None and table.token_ids is not None
+    assert once.abort_ns is not None
+    patience = [a - b if a >= 0 else -1 for a, b in zip(once.abort_ns.tolist(), once.arrival_ns.tolist(), strict=True)]
+    again = [a - b if a >= 0 else -1 for a, b in zip(table.abort_ns.tolist(), table.arrival_ns.tolist(), strict=True)]
+    assert again == patience * 3
+    assert table.segments[:3] == once.segments
+    assert table.segments[5] == [(-4, 1), (7, 2)], "it quotes the answer of its own repetition's request 0"
+    assert len(table.token_ids) == 9
+    assert replay(tmp_path, repeat=2, rate_scale=0.5).arrival_ns.tolist() == [10, 0, 18, 38, 28, 46]
+    with pytest.raises(
+        InputError, match=r"workload.repeat: too many requests; found 50000000; allowed: up to 44739242"
+    ):
+        replay(tmp_path, repeat=50_000_000)
+    years = 1 << 50
+    write_workload(replace(FULL, arrival_ns=FULL.arrival_ns * years, abort_ns=None), tmp_path / "slow.parquet")
+    with pytest.raises(InputError, match=r"workload.repeat: stretches the trace over more than 146 years; found 400"):
+        build(TraceWorkload(trace="slow.parquet", repeat=400), 0, tmp_path)
 
 
 def test_limit_and_skip_cut_every_column_and_restart_the_clock(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,19 +12,28 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
-from servetwin.cluster.routing import LeastLoaded, Random, RoundRobin, Router
+from servetwin.cluster.network import links_of, network_of
+from servetwin.cluster.routing.named import new_policy
+from servetwin.cluster.routing.policies import Policy
+from servetwin.cluster.routing.router import Limits, Router
 from servetwin.engine.engine import Engine
+from servetwin.engine.lockstep import LockStep
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.rank import Rank
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
-from servetwin.model import Sharding, dtypes_of, load_architecture
+from servetwin.model import dtypes_of, load_architecture
+from servetwin.model.layers import MoE
+from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
-from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.timing.choose import Pricing, pricing_for, sharding_of
+from servetwin.timing.graphs import capture_sizes
+from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
@@ -60,50 +71,82 @@ def build(
     Raises:
         InputError: a pool asks for something that is not simulated yet, cannot be priced, or does not fit its device.
     """
-    cluster = Cluster(table, _router(scenario), progress)
+    cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
+    shared = table.segments is not None or table.token_ids is not None
+    placement = placed(scenario.pools, scenario.nodes)
+    joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
+    network = network_of(scenario, placement, base) if joined else None
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
             pricing = pricing_for(scenario, pool, base)
-            options = scheduler_options(scenario, pool, base, pricing.kv_factor)
+            options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
-        for _ in range(pool.replicas):
-            number = len(cluster.engines)
-            cluster.engines.append(_engine(number, options, pricing, pool, scenario.seed, cluster, log, coalesce))
-            built.pools.append(pool.name or f"pool{index}")
-            built.pricing.append(pricing)
-    cluster.new_request = _RequestMaker(table, record_tokens)
+        timers: dict[Hashable, StepTimer] = {}  # equal engines share what has been priced once
+        for devices in placement.replicas[index]:
+            where = placement.layout(devices) if network else None
+            if where not in timers:
+                try:
+                    links = links_of(network, pool, devices) if network else None
+                except InputError as error:
+                    raise error.at(field=f"pools[{index}]") from None
+                timers[where] = pricing.new_timer(links)
+            group = _lock_step(pool, base) if pool.parallelism.data > 1 else None
+            for _ in range(pool.parallelism.data):
+                number = len(cluster.engines)
+                cluster.engines.append(
+                    _engine(
+                        number,
+                        group,
+                        options,
+                        pricing,
+                        timers[where],
+                        pool,
+                        scenario.seed,
+                        cluster,
+                        log,
+                        coalesce,
+                        shared,
+                    )
+                )
+                built.pools.append(pool.name or f"pool{index}")
+                built.pricing.append(pricing)
+    cluster.requests = requests = _RequestMaker(table, record_tokens)
+    models = [
+        pool.model or scenario.model for pool in scenario.pools for _ in range(pool.replicas * pool.parallelism.data)
+    ]
+    cluster.router.connect(cluster.engines, models, requests.chain)
     return built
 
 
 def _check_supported(pool: Pool) -> None:
     if pool.role != "unified":
         raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
-    if pool.parallelism.data > 1:
-        message = "data parallelism is not simulated yet"
-        raise InputError(message, field="parallelism.data", found=pool.parallelism.data, allowed="1")
 
 
 def _router(scenario: Scenario) -> Router:
-    match scenario.routing.policy:
-        case "round_robin":
-            return RoundRobin()
-        case "random":
-            return Random(stream(scenario.seed, "routing"))
-        case _:
-            return LeastLoaded()
+    routing = scenario.routing
+
+    def policy(model: str) -> Policy:
+        purpose = "routing" if model == scenario.model else f"routing {model}"
+        return new_policy(routing, stream(scenario.seed, purpose))
+
+    limits = Limits(
+        routing.max_waiting, routing.max_in_flight, routing.when_full == "reject", queue_timeout=routing.queue_timeout
+    )
+    return Router(routing.policy, policy, routing.refresh or 0, limits)
 
 
-def scheduler_options(scenario: Scenario, pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
+def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> SchedulerOptions:
     """The scheduler's options of a pool's engines, its KV blocks included (their estimate times `kv_factor`)."""
     engine = pool.engine
-    arch = load_architecture(_model_reference(scenario, base))
+    arch = load_architecture(_model_reference(pool, base))
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert)
+    sharding = sharding_of(pool)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
         groups, block_size = block_layout(arch, dtypes, sharding, block_size)
@@ -153,29 +196,44 @@ def _given(value: T | None) -> T:
     return value
 
 
-def _model_reference(scenario: Scenario, base: Path) -> str | Path:
-    path = base / scenario.model
-    return path if path.exists() else scenario.model
+def _model_reference(pool: Pool, base: Path) -> str | Path:
+    path = base / _given(pool.model)
+    return path if path.exists() else _given(pool.model)
+
+
+def _lock_step(pool: Pool, base: Path) -> LockStep | None:
+    """The group of a replica's data-parallel ranks; None for dense models, whose ranks are independent engines."""
+    if not any(isinstance(layer.mlp, MoE) for layer in load_architecture(_model_reference(pool, base)).layers):
+        return None
+    engine = pool.engine
+    graphs: list[int] = []
+    if catalog.device(pool.device).kind == "gpu" and not engine.enforce_eager:
+        graphs = capture_sizes(_given(engine.max_num_seqs), engine.num_speculative_tokens or 0)
+    return LockStep(graphs=graphs, **catalog.engine(_given(engine.version)).facts.get("lockstep", {}))
 
 
 def _engine(
     number: int,
+    group: LockStep | None,
     options: SchedulerOptions,
     pricing: Pricing,
+    timer: StepTimer,
     pool: Pool,
     seed: int,
     cluster: Cluster,
     log: StepLog,
     coalesce: bool,
+    shared: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    engine = Engine(
+    new_engine = Engine if group is None else partial(Rank, group)
+    engine: Engine = new_engine(
         number,
-        Scheduler(options, options.new_kv_cache(), accepted=accepted),
-        pricing.new_timer(),
+        Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
+        timer,
         log,
         cluster.ended,
         host=pricing.host,
@@ -207,25 +265,41 @@ class _RequestMaker:
         self._priority = None if table.priority is None else table.priority.tolist()
         self._session = None if table.session is None else table.session.tolist()
         self._abort = None if table.abort_ns is None else table.abort_ns.tolist()
+        self._arrival = table.arrival_ns.tolist() if self._abort else []
+        self._chains: dict[tuple[int, int], Chain] = {}
 
-    def __call__(self, row: int, time: int, engine: Engine) -> Request:
-        options = engine.scheduler.options
+    def new(self, row: int, time: int) -> Request:
         prompt, output = self._input[row], self._output[row]
-        chain: Chain | None = None
-        if options.enable_prefix_caching:
-            shared = self._table.segments is not None or self._table.token_ids is not None
-            chain = PrefixChain(keys_of(self._table, row, options.block_size).key) if shared else OwnChain(row)
         request = Request(
             row,
             time,
             prompt,
-            output if self._table.output_known else max(1, options.max_model_len - prompt),
+            output,
             stop_after=None if self._table.output_known else output,
             priority=self._priority[row] if self._priority else 0,
             session=self._session[row] if self._session else -1,
-            abort_ns=self._abort[row] if self._abort else -1,
-            chain=chain,
+            # Where a request is released later than the table says, its client's patience keeps its length.
+            abort_ns=time + self._abort[row] - self._arrival[row] if self._abort and self._abort[row] >= 0 else -1,
         )
         if self._record:
             request.token_ns = []
         return request
+
+    def place(self, request: Request, engine: Engine) -> None:
+        options, row = engine.scheduler.options, request.row
+        if not self._table.output_known:
+            request.max_tokens = max(1, options.max_model_len - request.prompt)
+        if options.enable_prefix_caching:
+            chain = self.chain(row, options.block_size)
+            request.chain = OwnChain(row) if chain is None else chain
+        self._chains.clear()
+
+    def chain(self, row: int, block_size: int) -> Chain | None:
+        """Names of the prefixes of a prompt that may be shared; the request that is routed takes over what was made to
+        look it up."""
+        if self._table.segments is None and self._table.token_ids is None:
+            return None
+        chain = self._chains.get((row, block_size))
+        if chain is None:
+            chain = self._chains[row, block_size] = PrefixChain(keys_of(self._table, row, block_size).key)
+        return chain

@@ -1,7 +1,9 @@
 """The runtime loop: one clock, on which arrivals, routing and the engines' steps meet.
 
-Nothing polls: the next thing that happens is either an arrival or an engine that wants to be woken. Ties break in a
-fixed order (arrivals before engines, then by number), so that a run is a pure function of scenario and seed.
+Nothing polls: the next thing that happens is either an event from outside the engines (an arrival, a delivery, a client
+or a timer that gives up on a request) or an engine that wants to be woken. Ties break in a fixed order (events by kind
+and row, then engines by number), so that a run is a pure function of scenario and seed. Requests are routed between
+wakes, never within one: the router sees every engine as it is after all that happened before.
 
 Invariants: C1 the clock never goes back; C2 every request ends exactly once: finished, failed or aborted.
 """
@@ -9,11 +11,14 @@ Invariants: C1 the clock never goes back; C2 every request ends exactly once: fi
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from servetwin.cluster.routing import Router
+from servetwin.catalog.units import format_duration
+from servetwin.cluster.routing.router import Router
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request, Status
 from servetwin.workload.table import RequestTable
@@ -21,8 +26,17 @@ from servetwin.workload.table import RequestTable
 Progress = Callable[[int, int, int], None]
 """Told now and then: requests ended, requests in all, simulated ns."""
 
-NewRequest = Callable[[int, int, Engine], Request]
-"""Makes request `row`, released at a time, for an engine."""
+ARRIVAL, DELIVERY, ABORT, TIMEOUT = range(4)
+
+
+class Requests(Protocol):
+    """Makes requests of the rows of the workload."""
+
+    def new(self, row: int, time: int) -> Request:
+        """Request `row`, which has come at `time`."""
+
+    def place(self, request: Request, engine: Engine) -> None:
+        """Fill in what depends on the engine that it goes to."""
 
 
 class Cluster:
@@ -32,141 +46,252 @@ class Cluster:
     far an engine may run ahead.
     """
 
-    def __init__(self, table: RequestTable, router: Router, progress: Progress | None = None) -> None:
+    def __init__(self, table: RequestTable, router: Router, model: str, progress: Progress | None = None) -> None:
+        """`model`: what requests ask for that name none."""
         self.table, self.router, self.progress = table, router, progress
         self.engines: list[Engine] = []
-        self.new_request: NewRequest | None = None
+        self.requests: Requests | None = None
         self.ended_requests: list[Request] = []
         self.unfinished: dict[int, Request] = {}
         self.events = 0
         self.now = 0
-        self._order = _release_order(table)
-        self._next = next(self._order, None)
-        """the next open-loop arrival (time, row)"""
-        self._deliveries: list[tuple[int, int, int, Request, bool]] = []
-        """(time, 0 arrival / 1 abort, row, request, whether it is an abort) on their way to an engine's inbox"""
+        self._models = [model] if table.model is None else list(table.models)
+        self._model_of = None if table.model is None else table.model.tolist()
+        self._happenings: list[tuple[int, int, int, Request | None]] = []
+        """(time, kind, row, request) of what comes from outside the engines"""
         self._wakes: list[tuple[int, int]] = []
+        """(time, engine); those that `_wake_of` does not hold are superseded"""
         self._wake_of: list[int | None] = []
-        self._in_system = 0
+        self._queue: deque[Request] = deque()
+        """requests that wait in the router, first come, first served; some may have ended"""
+        self._made_room = False
+        """a request has ended: another one may come in its place"""
+        self._order = _release_order(table)
+        self._coming = -1
+        """row of the next open-loop arrival, the only one among the happenings"""
+        self._places = 0
+        """free places of a closed loop"""
         self._backlog: list[int] = []
         """rows of a closed loop that wait for a free place, last one first"""
-        if table.concurrency is not None:
-            rows = [row for _, row in self._all_rows()]
-            self._backlog = rows[::-1]
-
-    def _all_rows(self) -> Iterator[tuple[int, int]]:
-        yield from [] if self._next is None else [self._next]
-        yield from self._order
-        self._next = None
+        if table.concurrency is None:
+            self._next_arrival()
+        else:
+            self._places = table.concurrency
+            self._backlog = [row for _, row in self._order][::-1]
 
     # Called by engines ---------------------------------------------------------------------------------------------
 
     def ended(self, request: Request, now: int) -> None:
-        """A request has ended; in a closed loop its place is taken by the next one."""
-        self._leave(request)
-        self._fill(now)
+        """A request has ended in its engine; another one may come in its place, once the engine has done its work."""
+        self.router.ended(request.engine)
+        self._leave(request, now)
 
     def horizon(self, engine: Engine) -> int | None:
-        """The earliest time at which something can reach `engine` from outside; None: nothing will any more."""
-        soonest = self._deliveries[0][0] if self._deliveries else None
-        if self._next is not None:
-            arrival = self._next[0] + self._front_end(engine)
-            soonest = arrival if soonest is None or arrival < soonest else soonest
-        if self._backlog and len(self.engines) > 1:
+        """A time before which nothing can reach `engine` from outside, and nobody looks at it; None: for ever."""
+        if self._others_wait:
+            if self._made_room:
+                return self.now
             # A request that ends elsewhere may send the next one here.
-            for number, wake in enumerate(self._wake_of):
-                if number != engine.number and wake is not None and (soonest is None or wake < soonest):
-                    soonest = wake
-        return soonest
+            soonest, chosen_at = self._first_wake(), None
+        else:
+            soonest = chosen_at = self._first_happening()
+            if soonest is None:
+                return None
+        boundary = self.router.boundary(self.now, chosen_at)
+        first = self._first_happening()
+        return min((time for time in (soonest, boundary, first) if time is not None), default=None)
+
+    @property
+    def _others_wait(self) -> bool:
+        """Whether requests wait for others to end."""
+        return bool(self._backlog or self._queue)
+
+    def _first_happening(self) -> int | None:
+        """When the next thing happens outside; timers that have lost their meaning are dropped on the way."""
+        happenings = self._happenings
+        while happenings:
+            time, kind, _, request = happenings[0]
+            if kind < ABORT or request is None or not _in_vain(kind, request):
+                return time
+            heapq.heappop(happenings)
+        return None
+
+    def _first_wake(self) -> int | None:
+        wakes, wake_of = self._wakes, self._wake_of
+        while wakes:
+            time, number = wakes[0]
+            if wake_of[number] == time:
+                return time
+            heapq.heappop(wakes)
+        return None
 
     # The loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run until every request has ended."""
         self._wake_of = [None] * len(self.engines)
-        self._fill(0)
-        while True:
-            wake = self._wakes[0] if self._wakes else None
-            arrival = self._next
-            delivery = self._deliveries[0] if self._deliveries else None
-            if arrival is not None and (delivery is None or arrival[0] <= delivery[0]):
-                if wake is None or arrival[0] <= wake[0]:
-                    self._next = next(self._order, None)
-                    self._arrive(arrival[1], arrival[0])
-                    continue
-            elif delivery is not None and (wake is None or delivery[0] <= wake[0]):
-                heapq.heappop(self._deliveries)
-                self._deliver(delivery[3], delivery[4], delivery[0])
-                continue
-            if wake is None:
-                if self.unfinished:  # C2: nothing is left to happen, so they would never end
-                    raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} never ended")
-                return
-            heapq.heappop(self._wakes)
-            time, number = wake
-            if self._wake_of[number] != time:
-                continue  # superseded by an earlier wake
-            self._wake(number, time)
+        happenings, wakes, wake_of = self._happenings, self._wakes, self._wake_of
+        self._refill(0)
+        while happenings or wakes:
+            if not happenings or (wakes and wakes[0][0] < happenings[0][0]):
+                time, number = heapq.heappop(wakes)
+                if wake_of[number] != time:
+                    continue  # superseded by an earlier wake
+                self._wake(number, time)
+            else:
+                time, kind, row, request = heapq.heappop(happenings)
+                self._happen(time, kind, row, request)
+            while self._made_room:
+                self._made_room = False
+                self._refill(time)
+                self._empty_queue(time)
+        if self.unfinished:  # C2: nothing is left to happen, so they would never end
+            raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} never ended")
 
     def _wake(self, number: int, time: int) -> None:
         assert time >= self.now, "the clock went back"
         self.now = time
         self.events += 1
         self._wake_of[number] = None
-        following = self.engines[number].wake(time)
+        engine = self.engines[number]
+        for each in engine.together:
+            self.router.touch(each, time)
+        following = engine.wake(time)
         if following is not None:
             self._wake_of[number] = following
             heapq.heappush(self._wakes, (following, number))
         if self.progress is not None and self.events % 512 == 0:
             self.progress(len(self.ended_requests), len(self.table), time)
 
-    def _fill(self, now: int) -> None:
-        """Let the next requests of a closed loop in, as long as there are free places."""
-        while self._backlog and self._in_system < (self.table.concurrency or 0):
-            row = self._backlog.pop()
-            self._arrive(row, max(now, int(self.table.arrival_ns[row])))
+    def _happen(self, time: int, kind: int, row: int, request: Request | None) -> None:
+        if request is not None and kind >= ABORT and _in_vain(kind, request):
+            return
+        assert time >= self.now, "the clock went back"
+        self.now = time
+        if request is None:
+            if row == self._coming:
+                self._next_arrival()
+            self._arrive(row, time)
+        elif kind == DELIVERY:
+            self._deliver(request, None, time)
+        else:
+            self._give_up(kind, request, time)
 
-    def _leave(self, request: Request) -> None:
-        self.ended_requests.append(request)
-        self.unfinished.pop(request.row, None)
-        self.engines[request.engine].unfinished -= 1
-        self._in_system -= 1
+    # Arrivals ------------------------------------------------------------------------------------------------------
+
+    def _next_arrival(self) -> None:
+        time, self._coming = next(self._order, (0, -1))
+        if self._coming >= 0:
+            heapq.heappush(self._happenings, (time, ARRIVAL, self._coming, None))
+
+    def _refill(self, now: int) -> None:
+        """Let the next requests of a closed loop in, as long as there are free places."""
+        while self._backlog and self._places:
+            row = self._backlog.pop()
+            self._places -= 1
+            time = max(now, int(self.table.arrival_ns[row]))
+            heapq.heappush(self._happenings, (time, ARRIVAL, row, None))
 
     def _arrive(self, row: int, time: int) -> None:
         self.events += 1
-        self._in_system += 1
-        engine = self.router.choose(self.engines)
-        assert self.new_request is not None
-        request = self.new_request(row, time, engine)
-        request.engine = engine.number
-        engine.unfinished += 1
+        assert self.requests is not None
+        request = self.requests.new(row, time)
         self.unfinished[row] = request
-        longest = engine.scheduler.options.max_model_len
-        if request.prompt >= longest:
-            request.status, request.finish_ns = Status.FAILED, time
-            request.reason = (
-                f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
-            )
-            self._leave(request)
+        limits = self.router.limits
+        if not self.router.serves(self._model(row)):
+            self._fail(request, f"no pool serves model {self._model(row)}", time)
             return
-        request.queued_ns = time + self._front_end(engine)
-        heapq.heappush(self._deliveries, (request.queued_ns, 0, row, request, False))
+        if self._queue or self.router.full:
+            if limits.rejects:
+                self._fail(request, f"rejected: max_in_flight {limits.max_in_flight} is reached", time)
+                return
+            self._queue.append(request)
+        elif not self._send(request, time):
+            return
         if request.abort_ns >= 0:
-            # A client may give up while its request is still on its way; the engine hears of it behind the request.
-            heapq.heappush(self._deliveries, (max(request.abort_ns, request.queued_ns), 1, row, request, True))
+            heapq.heappush(self._happenings, (max(request.abort_ns, time), ABORT, row, request))
+        if limits.queue_timeout is not None:
+            heapq.heappush(self._happenings, (time + limits.queue_timeout, TIMEOUT, row, request))
 
-    def _front_end(self, engine: Engine) -> int:
-        """Time between a client's request and its arrival in the engine."""
-        return 0 if self.table.at_engine else engine.host.request_ns
+    def _model(self, row: int) -> str:
+        return self._models[self._model_of[row] if self._model_of else 0]
 
-    def _deliver(self, request: Request, abort: bool, time: int) -> None:
+    def _empty_queue(self, now: int) -> None:
+        """Send the requests that wait in the router, as long as there is room."""
+        queue = self._queue
+        while queue and (queue[0].finished or not self.router.full):
+            request = queue.popleft()
+            if not request.finished:
+                self._send(request, now)
+
+    def _send(self, request: Request, now: int) -> bool:
+        """Send a request to an engine, now; whether the engine took it."""
+        engine = self.router.choose(request, self._model(request.row), now)
+        request.engine = engine.number
+        longest = engine.scheduler.options.max_model_len
+        reason = self.router.refusal(engine)
+        if request.prompt >= longest:
+            reason = f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
+        if reason:
+            self._fail(request, reason, now)
+            return False
+        assert self.requests is not None
+        self.requests.place(request, engine)
+        self.router.sent(engine.number, now)
+        request.queued_ns = now if self.table.at_engine else now + engine.host.request_ns
+        if request.queued_ns == now:
+            self._deliver(request, None, now)
+        else:
+            heapq.heappush(self._happenings, (request.queued_ns, DELIVERY, request.row, request))
+        return True
+
+    def _deliver(self, request: Request, end: Status | None, time: int) -> None:
+        """A request comes to its engine; or, with `end`, the word that it is to end so."""
         engine = self.engines[request.engine]
-        engine.inbox.append((request, abort))
+        engine.inbox.append((request, end))
         if not engine.awaiting:
             current = self._wake_of[engine.number]
             if current is None or time < current:
                 self._wake_of[engine.number] = time
                 heapq.heappush(self._wakes, (time, engine.number))
+
+    # Early ends ----------------------------------------------------------------------------------------------------
+
+    def _give_up(self, kind: int, request: Request, now: int) -> None:
+        """A client goes away, or a request has waited for too long; its engine hears of it behind the request."""
+        waits_in_router = request.engine < 0
+        if not waits_in_router and request.queued_ns > now:
+            heapq.heappush(self._happenings, (request.queued_ns, kind, request.row, request))
+            return
+        status, reason = Status.ABORTED, "aborted by the client"
+        if kind == TIMEOUT:
+            timeout = format_duration(self.router.limits.queue_timeout or 0)
+            status, reason = Status.FAILED, f"timed out after {timeout} in the queue"
+        if waits_in_router:
+            self._end(request, status, reason, now)
+            return
+        request.reason = reason
+        self._deliver(request, status, now)
+
+    def _fail(self, request: Request, reason: str, now: int) -> None:
+        self._end(request, Status.FAILED, reason, now)
+
+    def _end(self, request: Request, status: Status, reason: str, now: int) -> None:
+        """End a request that is in no engine."""
+        request.status, request.reason, request.finish_ns = status, reason, now
+        self._leave(request, now)
+
+    def _leave(self, request: Request, now: int) -> None:
+        """`request` has ended at `now`."""
+        self.ended_requests.append(request)
+        del self.unfinished[request.row]
+        self._places += 1
+        self._made_room = True
+
+
+def _in_vain(kind: int, request: Request) -> bool:
+    """Whether a timer has nothing left to end."""
+    return request.finished or (kind == TIMEOUT and request.scheduled_ns >= 0)
 
 
 def _release_order(table: RequestTable) -> Iterator[tuple[int, int]]:

@@ -3,15 +3,19 @@
 `coast` carries out such a run of pure decode steps in one go, with exactly the effects of single steps: the same times,
 the same blocks taken in the same order, the same gaps between tokens. It stops before anything can change the batch: a
 request's last token, a full KV cache, or `horizon`, the time before which nothing can reach the engine from outside.
+
+A run is three things, which engines that step together can put together differently: `plan` says of one scheduler what
+the run is and how long it can be, `times` says when its steps happen given how long each takes, and `apply` leaves the
+scheduler as the single steps would have.
 """
 
 from __future__ import annotations
 
-import heapq
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.request import Request
+from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.shape import StepShape
 
 if TYPE_CHECKING:
@@ -21,180 +25,147 @@ SHORTEST = 2
 """A run of fewer steps costs more to prepare than it saves."""
 
 
+class Plan(NamedTuple):
+    """A run that a scheduler could make: the shape of its first step, and the most steps (>= SHORTEST) it can have."""
+
+    shape: StepShape
+    steps: int
+
+
+class Times(NamedTuple):
+    """When the steps of a run happen, in ns: loop tops (one more than steps), begins and ends on the device.
+
+    Step i is scheduled at `tops[i]`; at `tops[i + 1]` the outputs of the oldest batch in flight are handed out.
+    """
+
+    tops: list[int]
+    begins: list[int]
+    ends: list[int]
+
+
 def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -> tuple[int, Batch | None]:
     """Carry out as many steps as possible from the loop top at `now`; the time of the new loop top and the batch in
     flight.
 
     `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
     """
-    running = engine.scheduler.running
-    last = engine.last_batch
-    if last is None or len(last) != len(running) or not running:
+    scheduler, last, most = engine.scheduler, engine.last_batch, None
+    if last is None or not scheduler.riders.count:
         return now, flying
-    typical = max(1, last.end_ns - last.begin_ns)
-    if horizon is not None and now + SHORTEST * typical >= horizon:
-        return now, flying
-    if not _steady(engine, 1 if flying else 0):
-        return now, flying
-    steps = min(_steps_to_an_end(request, engine) for request in running) - 1
     if horizon is not None:
-        steps = min(steps, (horizon - now) // typical + 2)
-    steps = _steps_with_blocks(engine, steps)
-    if steps < SHORTEST:
+        typical = max(1, last.end_ns - last.begin_ns)
+        most = (horizon - now) // typical + 2
+        if now + SHORTEST * typical >= horizon:
+            return now, flying
+    planned = plan(scheduler, flying, most)
+    if planned is None:
         return now, flying
-    return _carry_out(engine, now, horizon, flying, steps)
-
-
-def _steady(engine: Engine, in_flight: int) -> bool:
-    """Whether each running request would get one token in the next step, and nobody could be admitted."""
-    scheduler, options = engine.scheduler, engine.scheduler.options
-    running = scheduler.running
-    if options.speculative_tokens or options.prefill_schedule_interval > 1 or not scheduler.kv.uniform:
-        return False
-    if scheduler.waiting_count and len(running) < scheduler.max_active:
-        return False
-    if len(running) > options.max_num_batched_tokens:
-        return False
-    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
-        return False
-    return all(
-        request.outputs > 0
-        and request.placeholders == in_flight
-        and request.in_flight == in_flight
-        and not request.stale
-        and request.known + in_flight - request.computed == 1
-        for request in running
-    )
-
-
-def _steps_to_an_end(request: Request, engine: Engine) -> int:
-    left = min(request.max_tokens - request.outputs, engine.scheduler.options.max_model_len - request.known)
-    if request.stop_after is not None:
-        left = min(left, request.stop_after - request.outputs)
-    return left
-
-
-def _steps_with_blocks(engine: Engine, steps: int) -> int:
-    """The largest number of steps, at most `steps`, for which the free blocks suffice."""
-    kv, running = engine.scheduler.kv, engine.scheduler.running
-    size, free = kv.block_size, kv.pool.free
-    spare = [len(kv.holdings[request.row].tables[0]) * size - request.computed for request in running]
-
-    def needed(count: int) -> int:
-        return sum(-(-(count - slots) // size) for slots in spare if slots < count)
-
-    if steps < SHORTEST or needed(steps) <= free:
-        return steps
-    low, high = 0, steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        if needed(middle) <= free:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _carry_out(
-    engine: Engine, now: int, horizon: int | None, flying: Batch | None, steps: int
-) -> tuple[int, Batch | None]:
-    running = engine.scheduler.running
-    seqs = len(running)
-    contexts = [request.computed for request in running]
-    shape = StepShape(0, 0, 0, 0, seqs, seqs, sum(contexts), max(contexts), min(contexts))
-    before, gap = engine.host.before(seqs), engine.host.gap(seqs)
+    shape, steps = planned
+    before, gap = engine.host.before(shape.decode_seqs), engine.host.gap(shape.decode_seqs)
+    device_free = flying.end_ns if flying else None
     saved = engine.timer.ledger.copy()
-    durations = engine.timer.run_ns(shape, steps)
-    tops, begins, ends = _times(now, flying, [ns + gap for ns in durations], before)
+    durations = [ns + gap for ns in engine.timer.run_ns(shape, steps)]
+    tops, begins, ends = times(now, device_free, durations, before)
     if horizon is not None and tops[-1] >= horizon:
-        fit = next(i for i, top in enumerate(tops) if top >= horizon) - 1
+        steps = next(i for i, top in enumerate(tops) if top >= horizon) - 1
         # Steps priced for nothing must not count in the ledger.
         engine.timer.ledger.restore(saved)
-        if fit < SHORTEST:
+        if steps < SHORTEST:
             return now, flying
-        engine.timer.run_ns(shape, fit)
-        steps, tops, begins, ends = fit, tops[: fit + 1], begins[:fit], ends[:fit]
-    used = _take_blocks(engine, steps, asynchronous=flying is not None)
-    _hand_out_tokens(engine, tops[1:])
+        engine.timer.run_ns(shape, steps)
+        tops, begins, ends = tops[: steps + 1], begins[:steps], ends[:steps]
+    rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
+    used = apply(scheduler, tops[1:])
     first = engine.steps
     engine.steps += steps
-    engine.scheduler.count_steps(steps)
-    queue = (seqs, engine.scheduler.waiting_count)
-    engine.log.run(engine.number, first, shape, begins, ends, used, queue, [request.row for request in running])
+    queue = (len(scheduler.running), scheduler.waiting_count)
+    engine.log.run(engine.number, first, shape, begins, ends, used, queue, rows)
     engine.occupy_until(ends[-1])
     if flying is None:
         return tops[-1], None
-    return tops[-1], _batch_in_flight(engine, shape.later(steps - 1), tops[-2], begins[-1], ends[-1])
+    batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
+    batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
+    return tops[-1], batch
 
 
-def _times(now: int, flying: Batch | None, durations: list[int], before: int) -> tuple[list[int], list[int], list[int]]:
-    """Loop tops (one more than steps), begins and ends of consecutive steps.
+def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) -> Plan | None:
+    """The run of pure decode steps, at most `most` of them, that `scheduler` would make from this loop top if nothing
+    reached it from outside; None when that is not a run of SHORTEST steps or more.
 
-    Waiting for each step, a loop top is the end of the step before. Scheduling ahead, it is the end of the step before
-    that, so that a step begins when the device is free and the host has prepared it.
+    `flying`: the batch on the device (asynchronous scheduling), if any.
+    """
+    riders, running = scheduler.riders, scheduler.running
+    if not riders.count or scheduler.plain or riders.handing != riders.count:
+        return None
+    if flying is not None and flying.requests:
+        return None
+    if riders.count > scheduler.options.max_num_batched_tokens:
+        return None
+    if scheduler.waiting_count and len(running) < scheduler.max_active:
+        return None
+    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
+        return None
+    steps = riders.next_leave() - scheduler.scheduled_batches
+    if flying is None:
+        steps -= 1  # its last token is not in flight yet: it comes with the step in which it leaves
+    if most is not None and most < steps:
+        steps = most
+    if steps < SHORTEST:
+        return None
+    first = scheduler.scheduled_batches + 1
+    steps = _steps_with_blocks(scheduler, first, steps)
+    if steps < SHORTEST:
+        return None
+    context, largest, smallest = riders.contexts(first)
+    return Plan(StepShape(0, 0, 0, 0, riders.count, riders.count, context, largest, smallest), steps)
+
+
+def times(now: int, device_free: int | None, durations: Sequence[int], before: int) -> Times:
+    """The times of consecutive steps from the loop top at `now`; each takes the host `before` and then its duration.
+
+    `device_free` None: scheduling waits for each step, and a loop top is the end of the step before. Else a batch is in
+    flight until `device_free`; a loop top is the end of the step before the last one, so that a step begins when the
+    device is free and the host has prepared it.
     """
     tops, begins, ends = [now], [], []
-    free = flying.end_ns if flying else now
+    free = now if device_free is None else device_free
     for ns in durations:
         begin = max(free, tops[-1] + before)
         begins.append(begin)
-        tops.append(free if flying else begin + ns)
+        tops.append(begin + ns if device_free is None else free)
         free = begin + ns
         ends.append(free)
-    return tops, begins, ends
+    return Times(tops, begins, ends)
 
 
-def _take_blocks(engine: Engine, steps: int, asynchronous: bool) -> list[int]:
-    """Give the requests their new blocks in the order of single steps; the blocks in use after each step."""
-    scheduler = engine.scheduler
-    running = scheduler.running
-    due = [(request.quiet - request.computed + 1, i) for i, request in enumerate(running)]
-    due = [(max(step, 1), i) for step, i in due if step <= steps]
-    heapq.heapify(due)
-    start = [request.computed for request in running]
-    used, at = [0] * steps, 0
-    while due:
-        step, i = heapq.heappop(due)
-        while at < step - 1:
-            used[at] = scheduler.kv.pool.used
-            at += 1
-        request = running[i]
-        scheduler.grow(request, computed=start[i] + step - 1, known=request.known + step - 1)
-        following = max(step + 1, request.quiet - start[i] + 1)
-        if following <= steps:
-            heapq.heappush(due, (following, i))
-    while at < steps:
-        used[at] = scheduler.kv.pool.used
-        at += 1
+def apply(scheduler: Scheduler, outputs_ns: Sequence[int]) -> list[int]:
+    """Carry out a planned run, or its beginning, in `scheduler`: one step, and outputs handed out, for each of
+    `outputs_ns` (at least one). The blocks in use after each step."""
+    used, pool = [], scheduler.kv.pool
+    for number in range(scheduler.scheduled_batches + 1, scheduler.scheduled_batches + 1 + len(outputs_ns)):
+        scheduler.take_blocks(number)
+        used.append(pool.used)
+    scheduler.carried_out(outputs_ns)
     return used
 
 
-def _hand_out_tokens(engine: Engine, times: list[int]) -> None:
-    """One token to each running request at each of `times`."""
-    steps, running, gaps = len(times), engine.scheduler.running, engine.scheduler.gaps
-    for request in running:
-        gap = times[0] - request.last_token_ns
-        gaps[gap] = gaps.get(gap, 0) + 1
-        request.outputs += steps
-        request.known += steps
-        request.computed += steps
-        request.last_token_ns = times[-1]
-        if request.token_ns is not None:
-            request.token_ns += times
-    for i in range(1, steps):
-        gap = times[i] - times[i - 1]
-        gaps[gap] = gaps.get(gap, 0) + len(running)
-
-
-def _batch_in_flight(engine: Engine, shape: StepShape, scheduled: int, begin: int, end: int) -> Batch:
-    """The last batch of a run, still on the device, as single stepping would have left it."""
-    batch = Batch(scheduled)
-    running = engine.scheduler.running
-    batch.requests = list(running)
-    batch.tokens, batch.drafts, batch.samples = [1] * len(running), [0] * len(running), [True] * len(running)
-    batch.before = [request.computed - 1 for request in running]
-    batch.shape, batch.index = shape, engine.steps - 1
-    batch.begin_ns, batch.end_ns = begin, end
-    for request in running:
-        request.last_batch = engine.scheduler.scheduled_batches
+def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -> Batch:
+    """After `apply`: the last batch of the run, still on the device, as single stepping would have left it (but for
+    its index and its times on the device)."""
+    batch = Batch(scheduled_ns)
+    batch.riders, batch.number, batch.shape = shape.decode_seqs, scheduler.scheduled_batches, shape
+    scheduler.flying.clear()
+    scheduler.flying.append(batch)
     return batch
+
+
+def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
+    """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
+    riders, free = scheduler.riders, scheduler.kv.pool.free
+    if riders.count * (steps // riders.size + 1) <= free:
+        return steps
+    for i in range(steps):
+        free -= riders.blocks(first + i)
+        if free < 0:
+            return i
+    return steps

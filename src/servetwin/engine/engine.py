@@ -8,12 +8,12 @@ batches has room; otherwise the oldest batch is awaited. The engine only looks a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.coast import coast
-from servetwin.engine.request import Request
+from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
@@ -22,6 +22,10 @@ from servetwin.timing.shape import StepShape
 
 class Log(Protocol):
     """Where executed steps are written (see `StepLog`)."""
+
+    @property
+    def keeps_entries(self) -> bool:
+        """Whether it wants to know each request of a batch."""
 
     def step(self, engine: int, batch: Batch, used: int) -> None: ...
     def run(
@@ -77,10 +81,11 @@ class Engine:
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
         self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
-        self.inbox: deque[tuple[Request, bool]] = deque()
-        """arrivals and client aborts (True) that the loop has not looked at yet, in time order"""
-        self.unfinished = 0
-        """requests that were sent here and have not ended, from the moment at which they were sent"""
+        self.inbox: deque[tuple[Request, Status | None]] = deque()
+        """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
+        has not looked at yet, in time order"""
+        self.together: Sequence[int] = (number,)
+        """numbers of the engines that a wake of this one may change"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
@@ -89,15 +94,10 @@ class Engine:
         self._last_end = 0
         # In a deeper pipeline, batches of different requests take turns: no run of one unchanged batch.
         self._horizon = horizon if scheduler.options.pipeline == 1 else None
+        scheduler.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Requests (running, waiting), those on their way included."""
-        running = len(self.scheduler.running)
-        return running, self.unfinished - running
 
     def wake(self, now: int) -> int | None:
         """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
@@ -116,7 +116,7 @@ class Engine:
                 now = self._coast(now, self._horizon())
             if scheduler.has_work:
                 batch = scheduler.schedule(now)
-                self._ran = bool(batch.requests)
+                self._ran = batch.number > 0
                 if self._ran:
                     self._launch(batch, now)
                 else:  # told to the workers, in order, but takes no time
@@ -134,7 +134,7 @@ class Engine:
 
     def _coast(self, now: int, horizon: int | None) -> int:
         flying = self._batches[0] if self._batches else None
-        if self._room > 1 and (flying is None or not flying.requests):
+        if self._room > 1 and flying is None:
             return now
         now, flying = coast(self, now, horizon, flying)
         if flying is not None:
@@ -160,7 +160,7 @@ class Engine:
 
         Where a request that can never be served is in the way, it is ended, and the next one can be tried at once.
         """
-        if self._ran or not self.scheduler.has_work or any(batch.requests for batch in (batch, *self._batches)):
+        if self._ran or not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
             return False
         return bool(batch.preempted) or not self._fail_unservable(now)
 
@@ -179,17 +179,20 @@ class Engine:
     def _open_inbox(self, now: int) -> None:
         inbox, scheduler = self.inbox, self.scheduler
         while inbox:
-            request, aborted = inbox.popleft()
-            if not aborted:
+            request, end = inbox.popleft()
+            if end is None:
                 scheduler.add(request)
             elif not request.finished:
-                scheduler.abort(request, now)
+                if end == Status.ABORTED:
+                    scheduler.abort(request, now)
+                else:
+                    scheduler.fail(request, request.reason, now)
                 self.on_end(request, now)
 
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
-        host, seqs = self.host, len(batch.requests)
+        host, seqs = self.host, len(batch)
         ready = now + host.before(seqs)
         parts = self.stages(self.timer.step_ns(shape) + host.gap(seqs))
         free = self._device_free

@@ -38,6 +38,10 @@ class StepLog:
     schedule: list[tuple[int, int, int, int]] | None = None
     """(engine, step, request, tokens) of every entry in the order scheduled, when asked for"""
 
+    @property
+    def keeps_entries(self) -> bool:
+        return self.schedule is not None
+
     def step(self, engine: int, batch: Batch, used: int) -> None:
         shape = batch.shape
         assert shape is not None
@@ -60,7 +64,7 @@ class StepLog:
             )
         )
         if self.schedule is not None:
-            for request, tokens in zip(batch.requests, batch.tokens, strict=True):
+            for request, tokens, _, _ in batch.entries():
                 self.schedule.append((engine, batch.index, request.row, tokens))
 
     def run(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from servetwin.memory.blocks import BlockPool
+from servetwin.memory.counted import CountedKV
 from servetwin.memory.kv import KVCache, groups_for
 
 
@@ -52,8 +53,20 @@ class SchedulerOptions:
         """Batches in flight: two when scheduling runs ahead of the device, one a stage in a pipeline."""
         return max(2 if self.async_scheduling else 1, self.pipeline)
 
-    def new_kv_cache(self) -> KVCache:
-        """An empty KV cache of the size and with the groups that these options name."""
+    def new_kv_cache(self, shared: bool = True) -> KVCache | CountedKV:
+        """An empty KV cache of the size and with the groups that these options name.
+
+        `shared` False: no two requests have a prefix in common (or none would be found), and nobody asks for blocks.
+        """
+        transfers = self.kv_consumer or self.kv_producer
+        if self.windows == (None,) and not transfers and not (shared and self.enable_prefix_caching):
+            return CountedKV(
+                self.usable_blocks,
+                self.block_size,
+                self.max_model_len,
+                self.enable_prefix_caching,
+                self.unkeyed_blocks_first,
+            )
         groups = groups_for(
             self.windows, self.block_size, self.max_batches, self.max_num_batched_tokens, self.max_model_len
         )

@@ -43,11 +43,13 @@ class Request:
         "finish_ns",
         "first_token_ns",
         "in_flight",
+        "joined",
         "known",
         "last_batch",
         "last_token_ns",
         "loaded",
         "max_tokens",
+        "order",
         "outputs",
         "placeholders",
         "preemptions",
@@ -59,6 +61,7 @@ class Request:
         "reason",
         "remote_decode",
         "remote_prefill",
+        "rides_to",
         "row",
         "scheduled_ns",
         "session",
@@ -108,6 +111,10 @@ class Request:
         self.deferred = False
         self.loaded = False
         self.last_batch = -1
+        self.order = 0
+        """place in the running order: the number of its last admission"""
+        self.joined = self.rides_to = 0
+        """while it rides (see `Riders`; 0: it does not): the batch in which it began to, that of its last token"""
         self.quiet = 0
         """tokens up to which the KV cache has nothing to do for this request"""
         self.preemptions = 0

@@ -15,13 +15,15 @@ Invariants (numbered; tested as properties in tests/engine):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
 from servetwin.engine.request import Request, Status
+from servetwin.engine.riders import Riders
 from servetwin.engine.transfer import KVConnector
+from servetwin.memory.counted import CountedKV
 from servetwin.memory.kv import KVCache
 
 AcceptedDrafts = Callable[[Request, int], int]
@@ -34,19 +36,31 @@ class Scheduler:
     def __init__(
         self,
         options: SchedulerOptions,
-        kv: KVCache,
+        kv: KVCache | CountedKV,
         connector: KVConnector | None = None,
         accepted: AcceptedDrafts | None = None,
+        rides: bool = False,
     ) -> None:
+        """`rides`: requests that only decode may ride (same results, less work; see `Riders`)."""
         self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
         new_queue = ByPriority if options.priority else Fcfs
         self.running: list[Request] = []
+        self.rides = rides and self._can_ride_at_all()
+        self.plain: list[Request] = [] if self.rides else self.running
+        """running requests that do not ride, in running order"""
+        self.riders = Riders(options.block_size, listed=isinstance(kv, KVCache))
+        self.keeps_entries = False
+        """whether batches say who rides in them"""
+        self.output_ns: list[int] | None = None
+        """when the outputs of each processed batch were handed out, where requests keep the times of their tokens"""
         self.waiting: WaitingQueue = new_queue()
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
         """ended requests whose blocks a copy still reads or writes"""
         self.gaps: dict[int, int] = {}
         """how often each gap between two tokens of a request occurred (ns -> count)"""
+        self.holds_prefills: bool | None = None
+        """whether prefills wait in the next step; None: the scheduler counts its own steps since the last prefill"""
         self.prefix_queries = self.prefix_hits = 0
         self.preemptions = 0
         self.max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
@@ -61,6 +75,9 @@ class Scheduler:
         self._defer_frees = options.kv_consumer and options.max_batches > 1
         self._deferred_frees: deque[tuple[int, list[int]]] = deque()
         self.scheduled_batches = self._processed_batches = 0
+        self.flying: deque[Batch] = deque()
+        """batches that were scheduled with something to run, and not processed yet"""
+        self._admissions = 0
         self._executed_steps = 0
         self._last_outputs_ns = 0
         self._last_prefill_step = -options.prefill_schedule_interval
@@ -82,6 +99,8 @@ class Scheduler:
         return bool(self.running) or self.waiting_count > 0 or self._unflushed or bool(self.pinned)
 
     def add(self, request: Request) -> None:
+        if request.token_ns is not None and self.output_ns is None:
+            self.output_ns = [0] * self._processed_batches
         self.waiting.push(request)
 
     def abort(self, request: Request, now: int) -> None:
@@ -116,7 +135,9 @@ class Scheduler:
 
     def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:
         if request.status == Status.RUNNING:
-            self.running.remove(request)
+            if request.joined:
+                self._leave(request)
+            self._stop_running(request)
         else:
             self._remove_waiting({request})
         copying = request.status == Status.LOADING and not request.loaded
@@ -131,23 +152,29 @@ class Scheduler:
         budget = self.options.max_num_batched_tokens
         threshold = self._prefill_threshold()
         hold_prefills = self._holds_prefills()
-        budget = self._continue_running(batch, budget, threshold, hold_prefills)
+        if self.riders.count:
+            budget = self._ride(batch, budget)
+        if self.plain:
+            budget = self._continue_running(batch, budget, threshold, hold_prefills)
         # Only these two rules ask whether a running request was still at its prompt.
         asked = self.options.speculative_tokens or self.options.prefill_schedule_interval > 1
         prefilled = bool(asked) and any(request.prefilling for request in batch.requests)
-        continued = len(batch)
-        if not batch.preempted:
+        continued = len(batch.requests)
+        if not batch.preempted and budget > 0 and self.waiting_count:
             self._admit(batch, budget, threshold, hold_prefills, prefilled)
-            if not hold_prefills:
-                self._capacity_bound = self.waiting_count > len(self._deferred)
-        if batch.requests:
+        if not batch.preempted and not hold_prefills:
+            self._capacity_bound = self.waiting_count > len(self._deferred)
+        if batch.requests or batch.riders:
             self._executed_steps += 1
             if self.options.prefill_schedule_interval > 1:
-                admitted = range(continued, len(batch))
+                admitted = range(continued, len(batch.requests))
                 if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
                     self._last_prefill_step = self._executed_steps
             self.scheduled_batches += 1
-            self._advance(batch)
+            batch.number = self.scheduled_batches
+            self.flying.append(batch)
+            if batch.requests:
+                self._advance(batch)
         batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free
         self._unflushed = False
         return batch
@@ -163,16 +190,13 @@ class Scheduler:
 
     def _holds_prefills(self) -> bool:
         """With a prefill interval, decodes run alone until so many steps have passed since the last prefill."""
-        interval = self.options.prefill_schedule_interval
-        return (
-            interval > 1
-            and not self._capacity_bound
-            and self._executed_steps + 1 - self._last_prefill_step < interval
-            and any(not request.prefilling for request in self.running)
-        )
+        interval, holds = self.options.prefill_schedule_interval, self.holds_prefills
+        if holds is None:
+            holds = interval > 1 and self._executed_steps + 1 - self._last_prefill_step < interval
+        return holds and not self._capacity_bound and any(not request.prefilling for request in self.running)
 
     def _continue_running(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool) -> int:
-        running, longest = self.running, self.options.max_model_len - 1
+        running, longest = self.plain, self.options.max_model_len - 1
         add = batch.add
         i = 0
         while i < len(running) and budget > 0:
@@ -226,6 +250,8 @@ class Scheduler:
                 return False, i, budget
             place = running.index(victim) if self.options.priority else len(running) - 1
             del running[place]
+            if self.rides:
+                del self.plain[place]  # nobody rides: both lists are the same
             if place < i:
                 i -= 1
             if self.options.priority:
@@ -236,20 +262,23 @@ class Scheduler:
                 return False, i, budget
         return True, i, budget
 
-    def grow(self, request: Request, computed: int, known: int) -> None:
-        """Slots for one more token of a request that is known to fit."""
-        self.kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain)
-        request.quiet = self._quiet(request)
-
     def _quiet(self, request: Request) -> int:
         """Slots for drafts run ahead of what may be cached: with them the cache is asked in every step."""
         return 0 if self.options.speculative_tokens else self.kv.quiet_tokens(request.row)
 
-    def count_steps(self, steps: int) -> None:
-        """Account for steps that were carried out in one go."""
+    def carried_out(self, outputs_ns: Sequence[int]) -> None:
+        """Account for steps in which nobody but the riders took part, with outputs handed out at `outputs_ns`."""
+        steps, gaps, count, last = len(outputs_ns), self.gaps, self.riders.count, self._last_outputs_ns
         self._executed_steps += steps
         self.scheduled_batches += steps
         self._processed_batches += steps
+        for now in outputs_ns:
+            gap = now - last
+            gaps[gap] = gaps.get(gap, 0) + count
+            last = now
+        self._last_outputs_ns = last
+        if self.output_ns is not None:
+            self.output_ns += outputs_ns
 
     def _extend(self, request: Request, tokens: int) -> bool:
         done = self.kv.allocate(
@@ -268,6 +297,10 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Back to the front of the queue, all KV lost. Outputs in flight still count when they arrive."""
+        if isinstance(self.kv, CountedKV) and self.kv.caching:
+            # It may find its own blocks again. Nobody rides in a step that preempts.
+            self.kv = self.kv.told_apart()
+            self.riders = Riders(self.options.block_size, listed=True)
         self._free(request)
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
@@ -359,6 +392,10 @@ class Scheduler:
             queue.pop()
             self._deferred.discard(request)
             self.running.append(request)
+            self._admissions += 1
+            request.order = self._admissions
+            if self.rides:
+                self.plain.append(request)
             request.status, request.computed = Status.RUNNING, computed
             request.quiet = self._quiet(request)
             if computed + tokens < request.known:
@@ -398,7 +435,7 @@ class Scheduler:
 
     def _advance(self, batch: Batch) -> None:
         asynchronous, speculative = self.options.async_scheduling, self.options.speculative_tokens
-        number = self.scheduled_batches
+        number = batch.number
         samples = batch.samples
         for request, tokens, drafts in zip(batch.requests, batch.tokens, batch.drafts, strict=True):
             request.computed += tokens
@@ -413,21 +450,149 @@ class Scheduler:
                 if asynchronous:
                     request.placeholders += 1 + drafts
                     request.drafts = speculative
+                if self.rides:
+                    self._join(request, batch)
+        if batch.joined:
+            self.plain = [request for request in self.plain if not request.joined]
+
+    # Riding --------------------------------------------------------------------------------------------------------
+
+    def _can_ride_at_all(self) -> bool:
+        """Not with several tokens a step, steps that leave somebody out, or more to do for the KV cache than blocks."""
+        options = self.options
+        return (
+            not options.speculative_tokens
+            and options.prefill_schedule_interval == 1
+            and options.pipeline == 1
+            and self.kv.uniform
+        )
+
+    def _join(self, request: Request, batch: Batch) -> None:
+        """From the batch after this one on `request` rides, if it goes on for long enough."""
+        left = min(request.max_tokens, self.options.max_model_len - request.prompt)
+        if request.stop_after is not None and request.stop_after < left:
+            left = request.stop_after
+        left -= request.outputs + (request.placeholders or 1)
+        if left < 2 or request.stale:
+            return
+        request.joined, request.rides_to = batch.number, batch.number + left
+        batch.joined += 1
+        self.riders.add(request)
+
+    def _leave(self, request: Request) -> None:
+        """Bring the fields of a rider to what they would be had it not ridden, and list it in the batches in flight."""
+        riders, joined, processed = self.riders, request.joined, self._processed_batches
+        riders.remove(request)
+        done, flying = processed - joined, self.scheduled_batches - processed
+        if done < 0:  # the batch that it joined in is in flight itself, and lists it
+            done, flying = 0, self.scheduled_batches - joined
+            self.flying[-1 - flying].joined -= 1
+        else:
+            riders.handing -= 1
+        request.joined = 0
+        request.computed += done + flying
+        request.outputs += done
+        request.known += done
+        request.in_flight += flying
+        if self.options.async_scheduling:
+            request.placeholders += flying
+        if done:
+            request.last_token_ns = self._last_outputs_ns
+            if request.token_ns is not None:
+                assert self.output_ns is not None
+                request.token_ns += self.output_ns[joined:processed]
+        if done or flying:
+            request.last_batch = self.scheduled_batches
+        if isinstance(self.kv, CountedKV):
+            # Scheduling ahead, a token counts as known when the step after its own is scheduled.
+            late = 1 if flying and self.options.async_scheduling else 0
+            self.kv.settle(request.row, request.computed, request.computed - late if done or flying else 0)
+        request.quiet = self._quiet(request)
+        for i in range(1, flying + 1):
+            self.flying[-i].insert(request)
+            self.flying[-i].riders -= 1
+        plain, order = self.plain, request.order
+        at = len(plain)
+        while at and plain[at - 1].order > order:
+            at -= 1
+        plain.insert(at, request)
+
+    def dissolve(self) -> None:
+        """Nobody rides any more, until the next batch is scheduled."""
+        for request in self.running:
+            if request.joined:
+                self._leave(request)
+
+    def _ride(self, batch: Batch, budget: int) -> int:
+        """Give the riders their tokens in a new batch; what is left of the budget.
+
+        Those whose last token is in flight leave first (whatever else the rules have for them, they get no other). All
+        leave where the order of the running requests could matter: when the budget or the blocks may not suffice.
+        """
+        riders, number = self.riders, self.scheduled_batches + 1
+        # Waiting for every step, the last token is not yet in flight: the step is this one.
+        last = number - 1 if self.options.async_scheduling else number
+        if last in riders.leaving:
+            for request in list(riders.leaving[last]):
+                self._leave(request)
+        count, needed = riders.count, riders.blocks(number)
+        if self.plain:
+            wanted = sum(request.known + request.placeholders - request.computed for request in self.plain)
+            if wanted > budget - count and self.plain[0] is not self.running[-len(self.plain)]:
+                self.dissolve()
+                return budget
+            if wanted > 0:
+                needed += min(wanted, budget) // self.options.block_size + len(self.plain)
+        if count > budget or needed > self.kv.pool.free:
+            self.dissolve()
+            return budget
+        if not count:
+            return budget
+        self.take_blocks(number)
+        batch.riders, batch.contexts = count, riders.contexts(number)
+        if self.keeps_entries:
+            batch.riding = [request for request in self.running if request.joined]
+        return budget - count
+
+    def take_blocks(self, number: int) -> None:
+        """Give the riders the blocks that they need in batch `number`, and make findable those that they fill."""
+        riders, size = self.riders, self.options.block_size
+        if isinstance(self.kv, CountedKV):
+            self.kv.pool.free -= riders.blocks(number)
+            return
+        for request in riders.due_for[(1 - number) % size]:
+            computed = request.computed + number - 1 - request.joined
+            # Scheduling ahead, the last token is not known yet.
+            known = computed if self.options.async_scheduling else computed + 1
+            self.kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain)
+        if self.kv.caching and not self.options.async_scheduling:
+            for request in riders.due_for[-number % size]:
+                computed = request.computed + number - 1 - request.joined
+                self.kv.allocate(request.row, computed=computed, new=1, known=computed + 1, chain=request.chain)
 
     # The end of a step ---------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch, now: int) -> list[Request]:
         """Give the outputs of an ended step to its requests; those that ended with it, in batch order."""
-        if batch.requests:
+        usual_gap, usual = now - self._last_outputs_ns, 0
+        if batch.number:
             self._processed_batches += 1
+            self.flying.popleft()
+            self._last_outputs_ns = now
+            if self.output_ns is not None:
+                self.output_ns.append(now)
+            handing = self.riders.handing
+            if handing:
+                self.gaps[usual_gap] = self.gaps.get(usual_gap, 0) + handing
+            self.riders.handing = handing + batch.joined
             while self._deferred_frees and self._deferred_frees[0][0] <= self._processed_batches:
+                assert isinstance(self.kv, KVCache)
                 self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
         ended: list[Request] = []
         speculative = self.options.speculative_tokens
         longest, size = self.options.max_model_len, self.options.block_size
         commits_drafts = speculative and self.options.commits_drafts_at_output
-        gaps, usual_gap, usual = self.gaps, now - self._last_outputs_ns, 0
-        self._last_outputs_ns = now
+        gaps = self.gaps
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
         ):
@@ -482,7 +647,7 @@ class Scheduler:
                 ended.append(request)
                 request.reason, request.finish_ns = reason, now
                 if was_running:
-                    self.running.remove(request)
+                    self._stop_running(request)
                 else:
                     self._remove_waiting({request})
                 self._end(request, Status.FINISHED, pin=False)
@@ -516,6 +681,11 @@ class Scheduler:
         else:
             self._free(request)
 
+    def _stop_running(self, request: Request) -> None:
+        self.running.remove(request)
+        if self.rides:
+            self.plain.remove(request)
+
     def _remove_waiting(self, requests: set[Request]) -> None:
         self.waiting.remove(requests)
         self.holding.remove(requests)
@@ -528,6 +698,7 @@ class Scheduler:
         if self._frees_at_once(request):
             self.kv.free(request.row)
             return
+        assert isinstance(self.kv, KVCache)
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
             self._deferred_frees.append((self.scheduled_batches, blocks))

@@ -168,12 +168,13 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self._grown: dict[int, int] = {}
+        self.keeps_entries = True
 
     def step(self, engine: int, batch: Batch, used: int) -> None:
         entries: list[Any] = []
         shape = batch.shape
         assert shape is not None
-        for request, n, c, k in zip(batch.requests, batch.tokens, batch.before, batch.drafts, strict=True):
+        for request, n, c, k in batch.entries():
             r = request.row
             if n == 1 and not k and self._grown.get(r) == c:
                 entries.append(r)
@@ -195,7 +196,7 @@ class _Recorder:
         raise NotImplementedError("traces are compared step by step: steps are not coalesced")
 
 
-def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
+def replay(trace: StepTrace, rides: bool = True) -> tuple[list[dict[str, Any]], list[Request]]:
     """The steps that our engine takes on a trace's requests, and the requests as they ended."""
     options = _options(trace)
     law = trace.header.get("latency_ns", {})
@@ -212,6 +213,7 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
         kv,
         connector if options.kv_consumer or options.kv_producer else None,
         lambda request, drafts: splitmix64((request.row << 20) + request.outputs) % (drafts + 1),
+        rides=rides,
     )
     recorder = _Recorder()
     engine = Engine(0, scheduler, timer, recorder, lambda request, now: None)
@@ -225,7 +227,7 @@ def replay(trace: StepTrace) -> tuple[list[dict[str, Any]], list[Request]]:
     while events or wake is not None or scheduler.unfinished:
         if events and (wake is None or events[0][0] <= wake):
             now, kind, _, request = heapq.heappop(events)
-            engine.inbox.append((request, kind == 1))
+            engine.inbox.append((request, Status.ABORTED if kind == 1 else None))
             if engine.awaiting or (events and events[0][0] == now):
                 continue
         elif wake is not None:

@@ -18,8 +18,21 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config")
 def check_names(scenario: Scenario, base: Path, where: str | None) -> None:
     """Look up every name. Raises InputError with its field and the nearest valid name."""
     _at(where, "model", lambda: model_config(scenario.model, base))
+    for index, node in enumerate(scenario.nodes or ()):
+        for kind in node.devices:
+            _at(where, f"nodes[{index}].devices", lambda name=kind: catalog.device(name))
+        if node.host is not None:
+            _at(where, f"nodes[{index}].host", lambda name=node.host: catalog.host(name))
+        if node.nic is not None and node.nic.link is not None:
+            _at(where, f"nodes[{index}].nic.link", lambda name=node.nic.link: catalog.link(name))
+    for level in ("inside", "between"):
+        topology = getattr(scenario.network, level, None)
+        if topology is not None and topology.link is not None:
+            _at(where, f"network.{level}.link", lambda name=topology.link: catalog.link(name))
     for index, pool in enumerate(scenario.pools):
         _at(where, f"pools[{index}].device", lambda name=pool.device: catalog.device(name))
+        if pool.model is not None:
+            _at(where, f"pools[{index}].model", lambda name=pool.model: model_config(name, base))
         if pool.engine.version is not None:
             _at(where, f"pools[{index}].engine.version", lambda name=pool.engine.version: catalog.engine(name))
 

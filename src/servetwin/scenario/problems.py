@@ -40,7 +40,7 @@ def _translate(error: ErrorDetails, where: str | None) -> InputError:
 
     if kind == "section":  # raised by a section about one of its fields
         field = join(field, context["field"])
-        return wrong(context["message"], context["allowed"], context["found"])
+        return wrong(context["message"], context["allowed"], context["found"], context["hint"])
     if kind == "quantity":
         return wrong(context["message"], context["allowed"], value, context.get("hint"))
     if kind == "missing":

@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from servetwin.scenario.experts import ExpertChoices
+from servetwin.scenario.hardware import Network, Nic, Node, Topology
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
+from servetwin.scenario.routing import Routing
 from servetwin.scenario.workload import (
     Arrivals,
     Empirical,
@@ -34,10 +37,14 @@ __all__ = [
     "DeviceOverrides",
     "Empirical",
     "EngineOptions",
+    "ExpertChoices",
     "Fixed",
     "Lengths",
     "Link",
     "Lognormal",
+    "Network",
+    "Nic",
+    "Node",
     "Parallelism",
     "Pool",
     "Prefixes",
@@ -47,6 +54,7 @@ __all__ = [
     "Slo",
     "SyntheticWorkload",
     "Timing",
+    "Topology",
     "TraceWorkload",
     "Uniform",
     "Workload",
@@ -93,12 +101,14 @@ class EngineOptions(Section):
 
 
 class Parallelism(Section):
-    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices."""
+    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices. `context` ranks of each
+    tensor group deal out the KV of every sequence (vLLM's --decode-context-parallel-size)."""
 
     tensor: Count = 1
     pipeline: Count = 1
     data: Count = 1
     expert: Count = 1
+    context: Count = 1
 
 
 class DeviceOverrides(Section):
@@ -121,19 +131,18 @@ class Pool(Section):
     name: str = Field(default="", description="default: pool0, pool1, …")
     role: Literal["unified", "prefill", "decode"] = "unified"
     replicas: Count = 1
+    model: str | None = Field(default=None, description="the model it serves; default: the scenario's", min_length=1)
     device: str = Field(description="a device of the catalogue (servetwin list devices)")
     device_overrides: DeviceOverrides | None = None
     parallelism: Parallelism = Field(default_factory=Parallelism.model_construct)
     link: Link | None = Field(
         default=None, description="between the devices of a replica; default: the device's own scale-up link"
     )
+    placement: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        default=None, description="devices of the nodes, replica after replica, such as node0:0-3", min_length=1
+    )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
-
-
-class Routing(Section):
-    """Which replica a request goes to."""
-
-    policy: Literal["round_robin", "least_loaded", "random"] = "least_loaded"
+    experts: ExpertChoices | None = Field(default=None, description="of a mixture of experts; default: as vLLM, even")
 
 
 _LINEAR = ("base_ns", "per_prefill_token_ns", "per_decode_seq_ns", "per_context_token_ns")
@@ -192,11 +201,27 @@ class Scenario(Section):
         min_length=1, description="a model of the catalogue, or the path of a Hugging Face config.json or its folder"
     )
     workload: Workload
+    nodes: list[Node] | None = Field(
+        default=None, description="the computers; default: as many as the pools need", min_length=1
+    )
+    network: Network | None = None
     pools: list[Pool] = Field(min_length=1)
     routing: Routing = Field(default_factory=Routing.model_construct)
     timing: Timing = Field(default_factory=Timing.model_construct)
     slo: Slo | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+    @model_validator(mode="after")
+    def _name_nodes(self) -> Scenario:
+        for index, node in enumerate(self.nodes or ()):
+            if not node.name:
+                assert self.nodes is not None
+                self.nodes[index] = node.model_copy(update={"name": f"node{index}"})
+        names = [node.name for node in self.nodes or ()]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise wrong(f"nodes[{index}].name", "two nodes have the same name", found=name)
+        return self
 
     @model_validator(mode="after")
     def _name_pools(self) -> Scenario:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from servetwin.scenario.quantities import LARGEST, Count, Positive, Whole
+from servetwin.scenario.quantities import LARGEST, Count, Duration, Positive, Whole
 
 
 class Section(BaseModel):
@@ -16,9 +16,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
-def wrong(field: str, message: str, *, allowed: str | None = None, found: object = None) -> PydanticCustomError:
+def wrong(
+    field: str, message: str, *, allowed: str | None = None, found: object = None, hint: str | None = None
+) -> PydanticCustomError:
     """An error about `field` of the section being checked; `load` turns it into an InputError."""
-    context = {"field": field, "message": message, "allowed": allowed, "found": found}
+    context = {"field": field, "message": message, "allowed": allowed, "found": found, "hint": hint}
     return PydanticCustomError("section", "{message}", context)
 
 
@@ -138,6 +140,52 @@ Lengths = Annotated[
 """Numbers of tokens: a whole number, or a distribution of them."""
 
 
+class UniformTime(Section):
+    """Any time from `min` to `max`, equally likely."""
+
+    distribution: Literal["uniform"] = "uniform"
+    min: Duration
+    max: Duration
+
+    @model_validator(mode="after")
+    def _check(self) -> UniformTime:
+        if self.min > self.max:
+            raise wrong("max", "is less than min", allowed="at least min")
+        return self
+
+
+class ExponentialTime(Section):
+    """Memoryless times with this mean."""
+
+    distribution: Literal["exponential"] = "exponential"
+    mean: Duration
+
+
+class LognormalTime(Section):
+    """median * exp(N(0, sigma²))."""
+
+    distribution: Literal["lognormal"] = "lognormal"
+    median: Duration
+    sigma: Annotated[float, Field(ge=0)]
+
+
+def _times_kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        kind = value.get("distribution")
+        return kind if isinstance(kind, str) else None
+    return "number" if isinstance(value, str | int | float) else getattr(value, "distribution", None)
+
+
+Times = Annotated[
+    Annotated[Duration, Tag("number")]
+    | Annotated[UniformTime, Tag("uniform")]
+    | Annotated[ExponentialTime, Tag("exponential")]
+    | Annotated[LognormalTime, Tag("lognormal")],
+    Discriminator(_times_kind),
+]
+"""Times: one for all, or a distribution of them."""
+
+
 class ZipfPopularity(Section):
     """Group k (from 1) is asked for in proportion to k**-zipf."""
 
@@ -178,6 +226,9 @@ class SyntheticWorkload(Section):
     priorities: list[Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="relative weights of the priorities 0, 1, 2, …; 0 is served first", min_length=1
     )
+    patience: Times | None = Field(
+        default=None, description="a client gives up when its request has not finished after so long"
+    )
     output_ends: Ends = "length"
 
     @model_validator(mode="after")
@@ -195,6 +246,7 @@ class TraceWorkload(Section):
     rate_scale: Positive = Field(default=1.0, description="the trace is replayed so many times as fast")
     limit: Count | None = Field(default=None, description="read so many requests at most")
     skip: Whole = Field(default=0, description="leave out so many requests at the start of the trace")
+    repeat: Count = Field(default=1, description="play what is left so many times, back to back at the trace's pace")
     arrivals_at: Literal["client", "engine"] = Field(
         default="client", description="engine: arrivals are when the engine queued the request, after its front end"
     )

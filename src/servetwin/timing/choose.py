@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,9 +13,12 @@ from servetwin.catalog import Device, profiles
 from servetwin.errors import InputError
 from servetwin.fabric.link import DeviceLink
 from servetwin.model import Architecture, Dtypes, Sharding, dtypes_of, load_architecture
-from servetwin.model.kernels import Collective
+from servetwin.model.expert_choices import expert_options
+from servetwin.model.kernels import Collective, Experts, Operator
 from servetwin.model.operators import operators
+from servetwin.model.sharding import stages
 from servetwin.scenario.schema import Pool, Scenario
+from servetwin.timing.collectives import WithCollectives
 from servetwin.timing.graphs import capture_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.kernels.tables import KernelTables
@@ -25,7 +29,6 @@ from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay,
 from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
-from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon
 from servetwin.timing.strict import StrictTimer
 from servetwin.timing.uncertainty import Spread
@@ -75,7 +78,7 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
 
 def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) -> Pricing:
     """The pricing but for the host terms of the overlay."""
-    timing = scenario.timing
+    timing, degrees = scenario.timing, pool.parallelism
     if timing.source == "linear":
         assert timing.base_ns is not None
         law = (
@@ -83,18 +86,22 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
             timing.per_prefill_token_ns or 0,
             timing.per_decode_seq_ns or 0,
             timing.per_context_token_ns or 0,
+            degrees.pipeline,
         )
         return Pricing("linear", lambda links=None: LinearTimer(*law), NO_OVERHEAD)
-    path = base / scenario.model
-    arch = load_architecture(path if path.exists() else scenario.model)
+    assert pool.model is not None
+    path = base / pool.model
+    arch = load_architecture(path if path.exists() else pool.model)
     engine = pool.engine
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
-    degrees = pool.parallelism
-    sharding = Sharding(degrees.tensor, degrees.pipeline, 1, degrees.expert)
+    sharding = sharding_of(pool)
     device = catalog.device(pool.device)
     host = host_of(pool)
+    domain = device.scale_up.domain if device.scale_up else 1
+    experts = expert_options(pool.experts, arch, sharding, seed=scenario.seed, base=base, domain=domain)
+    found = operators(arch, dtypes, sharding, experts)
     if timing.source in ("auto", "profile"):
-        profiled = _profiled(scenario, pool, arch, dtypes, sharding, device)
+        profiled = _profiled(scenario, pool, arch, dtypes, sharding, device, found)
         if profiled is not None:
             folder, bare, digest = profiled
             scaled: NewTimer = lambda links=None: CalibratedTimer(bare(links), overlay)  # noqa: E731
@@ -113,13 +120,12 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     pool_link = _link(pool, device)
 
     def sources(links: Links | None) -> list[Source]:
-        found = [*_by_precedence(measured, links, pool_link), roofline]
+        priced: list[Source] = [*_by_precedence(measured, links, pool_link), roofline]
         if not overlay.scales_devices:
-            return found
+            return priced
         reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
-        return [CalibratedSource(source, overlay, reach) for source in found]
+        return [CalibratedSource(source, overlay, reach) for source in priced]
 
-    found = operators(arch, dtypes, sharding)
     assert engine.max_num_seqs is not None
     padded = None
     if device.kind == "gpu" and not engine.enforce_eager:
@@ -138,6 +144,13 @@ def _by_precedence(measured: list[Source], network: Links | None, pool_link: Dev
     return [*across, *measured, LinkSource(links)]
 
 
+def sharding_of(pool: Pool) -> Sharding:
+    """How a replica of the pool is spread over its devices."""
+    degrees = pool.parallelism
+    redundant = pool.experts.redundant_experts if pool.experts else 0
+    return Sharding(degrees.tensor, degrees.pipeline, degrees.data, degrees.expert, redundant, degrees.context)
+
+
 def _kernel_tables(device: Device, required: bool) -> KernelTables | None:
     try:
         return KernelTables.for_device(device.id)
@@ -154,33 +167,60 @@ def host_of(pool: Pool) -> HostOverhead:
 
 
 def _profiled(
-    scenario: Scenario, pool: Pool, arch: Architecture, dtypes: Dtypes, sharding: Sharding, device: Device
+    scenario: Scenario,
+    pool: Pool,
+    arch: Architecture,
+    dtypes: Dtypes,
+    sharding: Sharding,
+    device: Device,
+    found: Sequence[Operator],
 ) -> tuple[str, NewTimer, str] | None:
+    """The measured profile that prices the pool, None when there is none and none was asked for. A profile that was
+    measured at other tensor-parallel degrees alone, or without dealing out the KV, prices nothing here."""
     wanted = scenario.timing.profile
+    asked = wanted is not None or scenario.timing.source == "profile"
     if wanted is not None:
         folder = profiles.by_id(wanted).folder
     else:
-        found = profiles.find(device.id, scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
-        if found is None:
-            if scenario.timing.source == "profile":
+        there = profiles.find(device.id, pool.model or scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
+        if there is None:
+            if asked:
                 raise InputError(
-                    f"no measured profile of {scenario.model} on {device.id}",
+                    f"no measured profile of {pool.model} on {device.id}",
                     field="timing.source",
                     found="profile",
                     allowed="import one (servetwin import llmservingsim-profile), or source: auto",
                 )
             return None
-        folder = found
-    layers = len(arch.layers)
-    pool_link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
-    collectives = [op for op in operators(arch, dtypes, sharding) if isinstance(op, Collective)]
-    first = ProfileTimer.load(folder, sharding.tensor, layers)
+        folder = there
+    if sharding.context > 1:
+        if asked:
+            raise InputError(
+                "a profile measured attention over the whole KV of a sequence",
+                field="parallelism.context",
+                found=sharding.context,
+                allowed="1, or timing.source: auto without a named profile",
+            )
+        return None
+    if not asked and sharding.tensor not in profiles.read_profile(folder).tensor:
+        return None
+    collectives = [op for op in found if isinstance(op, Collective)]
+    experts = [op for op in found if isinstance(op, Experts)]
+    layers = [len(run) for run in stages(arch, sharding.pipeline)]
+    split = (experts, sharding.expert_tensor, layers)
+    pool_link = _link(pool, device)
+    beside: list[Source] = []
+    if collectives and pool.link is None:
+        tables = _kernel_tables(device, required=False)
+        beside = [Silicon(tables, sharding)] if tables is not None else []
+    first = ProfileTimer.load(folder, sharding.tensor, len(arch.layers), *split)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
 
     def new_timer(links: Links | None = None) -> StepTimer:
-        timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, layers)
-        between = links or pool_link
-        return timer if between is None or not collectives else _WithCollectives(timer, collectives, between)
+        timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, len(arch.layers), *split)
+        if not collectives:
+            return timer
+        return WithCollectives(timer, collectives, _by_precedence(beside, links, pool_link))
 
     return first.profile.id, new_timer, profiles.profile_hash(folder)
 
@@ -191,31 +231,3 @@ def _link(pool: Pool, device: Device) -> DeviceLink | None:
     if device.scale_up is None:
         return None
     return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns, explicit=False)
-
-
-class _WithCollectives:
-    """A measured profile of one rank, and beside it the collectives over the links, which it does not hold."""
-
-    def __init__(self, ranks: StepTimer, collectives: list[Collective], links: Links) -> None:
-        self.ranks, self._collectives, self._links = ranks, collectives, links
-        self.ledger = ranks.ledger
-        self._priced: dict[tuple[int, int], int] = {}
-
-    def step_ns(self, shape: StepShape) -> int:
-        exchanged = self._exchanged(shape)
-        self.ledger.analytic += exchanged
-        return self.ranks.step_ns(shape) + exchanged
-
-    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        exchanged = self._exchanged(shape)
-        self.ledger.analytic += exchanged * steps
-        return [ns + exchanged for ns in self.ranks.run_ns(shape, steps)]
-
-    def _exchanged(self, shape: StepShape) -> int:
-        key = shape.tokens, shape.logits
-        found = self._priced.get(key)
-        if found is None:
-            found = self._priced[key] = sum(
-                round(self._links.collective_ns(op, op.count(shape)) * sum(op.stages)) for op in self._collectives
-            )
-        return found

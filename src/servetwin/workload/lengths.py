@@ -1,4 +1,4 @@
-"""How many tokens: the length distributions of prompts, outputs and shared prefixes."""
+"""How many tokens, and how long: the distributions of prompts, outputs and shared prefixes, and of times."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from servetwin.workload.table import Ints
 
 if TYPE_CHECKING:
     from servetwin.scenario.schema import Lengths, Zipf
+    from servetwin.scenario.workload import Times
 
 MOST_ZIPF_VALUES = 1 << 24
 """the cumulative distribution is a table of one float64 a value (128 MiB at this size)"""
+
+LONGEST_NS = 1 << 61
+"""73 years: added to any arrival it stays inside an int64"""
 
 
 def draw_lengths(lengths: Lengths, count: int, random: np.random.Generator, base: Path) -> Ints:
@@ -51,6 +55,28 @@ def draw_lengths(lengths: Lengths, count: int, random: np.random.Generator, base
             return _zipf(lengths, count, random)
         case "empirical":
             return np.asarray(random.choice(read_counts(base / lengths.file), count), np.int64)
+
+
+def draw_times(times: Times, count: int, random: np.random.Generator) -> Ints:
+    """Times in ns, shape (count,), rounded; at most LONGEST_NS.
+
+    A plain int stands for itself. Distributions:
+      uniform      from min to max
+      exponential  with that mean
+      lognormal    median·exp(sigma·N(0, 1))
+    """
+    if isinstance(times, int):
+        return np.full(count, min(times, LONGEST_NS), np.int64)
+    with np.errstate(over="ignore"):
+        match times.distribution:
+            case "uniform":
+                drawn = random.uniform(times.min, times.max, count)
+            case "exponential":
+                drawn = random.exponential(times.mean, count)
+            case "lognormal":
+                drawn = times.median * np.exp(times.sigma * random.standard_normal(count))
+    times_ns: Ints = np.rint(drawn.clip(max=LONGEST_NS)).astype(np.int64)
+    return times_ns
 
 
 def _zipf(lengths: Zipf, count: int, random: np.random.Generator) -> Ints:

@@ -9,7 +9,7 @@ import numpy as np
 
 from servetwin.errors import InputError
 from servetwin.workload.arrivals import arrival_times
-from servetwin.workload.lengths import draw_lengths
+from servetwin.workload.lengths import draw_lengths, draw_times
 from servetwin.workload.prefixes import prefixed_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import Ints, RequestTable, Segment
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def synthetic(workload: SyntheticWorkload, seed: int, base: Path) -> RequestTable:
-    """Draw `workload.requests` requests; arrivals, lengths, prefixes and priorities each from a stream of their own.
+    """Draw `workload.requests` requests; arrivals, lengths, prefixes, priorities, patience each from their own stream.
 
     Raises `InputError` with the field of the scenario that is wrong.
     """
@@ -32,12 +32,15 @@ def synthetic(workload: SyntheticWorkload, seed: int, base: Path) -> RequestTabl
             raise error.at(field=f"workload.{name}") from None
 
     input_tokens = tokens("input_tokens", workload.input_tokens)
+    arrival_ns = arrival_times(arrivals, count, stream(seed, "arrivals"))
+    patience = None if workload.patience is None else draw_times(workload.patience, count, stream(seed, "patience"))
     return RequestTable(
-        arrival_ns=arrival_times(arrivals, count, stream(seed, "arrivals")),
+        arrival_ns=arrival_ns,
         input_tokens=input_tokens,
         output_tokens=tokens("output_tokens", workload.output_tokens),
         segments=_prompts(workload, input_tokens, seed, base),
         priority=_priorities(workload.priorities, count, seed),
+        abort_ns=None if patience is None else arrival_ns + patience,
         concurrency=arrivals.concurrency if arrivals.process == "closed_loop" else None,
         output_known=workload.output_ends == "length",
     )

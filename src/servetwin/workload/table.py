@@ -34,9 +34,13 @@ class RequestTable:
     segments: Sequence[Sequence[Segment]] | None = None
     token_ids: Sequence[NDArray[np.int32]] | None = None
     session: Ints | None = None
+    model: Ints | None = None
+    """index into `models` of the model that a request asks for; None: all ask for the scenario's"""
+    models: tuple[str, ...] = ()
     priority: Ints | None = None
     abort_ns: Ints | None = None
-    """absolute time at which the client gives up, -1 = never"""
+    """absolute time at which the client gives up, if its request comes at arrival_ns; -1 = never. Where a request is
+    released later, the client waits for as long from then on"""
     concurrency: int | None = None
     output_known: bool = True
     """False: outputs end at a stop token which the scheduler does not foresee"""

@@ -1,0 +1,92 @@
+"""Requests that ride: running ones that get one token in every batch until they end, kept as a sum instead of a loop.
+
+In most steps most requests differ from the step before in nothing but one more token. While a request *rides*, its
+fields stand still at what they were when it joined (batch `joined`, from 1), and what they would be follows from
+two counters of the scheduler: batches scheduled and batches processed. What a step needs of all riders together is kept
+here, so that a step costs what changes in it, whatever the size of the batch:
+
+- how many there are; the sum and the extremes of their contexts. A rider's context before batch s is `base + s - 1`
+  with a `base` (computed tokens when it joined, less the number of that batch) that never changes;
+- who needs a KV block when: riders by `base` modulo the block size, as contexts grow together;
+- who must leave when: riders by the batch that brings their last token.
+
+The scheduler decides who joins and leaves; a request that leaves gets the fields that single steps would have given it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+
+from servetwin.engine.request import Request
+
+
+class Riders:
+    """`size`: tokens in a KV block. `listed` False: blocks are only counted, so no list of who needs one is kept."""
+
+    def __init__(self, size: int, listed: bool) -> None:
+        self.size, self.listed = size, listed
+        self.count = 0
+        self.handing = 0
+        """riders that get a token from the next batch to be processed: all but those that joined in a later one"""
+        self.total = 0
+        """sum of all bases"""
+        self.bases: list[int] = []
+        """in rising order"""
+        self.due = [0] * size
+        """riders by base modulo block size"""
+        self.due_for: list[list[Request]] = [[] for _ in range(size)] if listed else []
+        """the same, one by one"""
+        self.leaving: dict[int, list[Request]] = {}
+        """riders by the batch of their last token"""
+        self._leaves: list[int] = []
+        """keys of `leaving`, in a heap; some may have gone since"""
+
+    def add(self, request: Request) -> None:
+        """`request` has joined: its `computed`, `joined` and `rides_to` are set."""
+        base = request.computed - request.joined
+        self.count += 1
+        self.total += base
+        insort(self.bases, base)
+        slot = base % self.size
+        self.due[slot] += 1
+        if self.listed:
+            self.due_for[slot].append(request)
+        known = self.leaving.get(request.rides_to)
+        if known is None:
+            self.leaving[request.rides_to] = [request]
+            heapq.heappush(self._leaves, request.rides_to)
+        else:
+            known.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Take it out of all sums but `handing`."""
+        base = request.computed - request.joined
+        self.count -= 1
+        self.total -= base
+        del self.bases[bisect_left(self.bases, base)]
+        slot = base % self.size
+        self.due[slot] -= 1
+        if self.listed:
+            self.due_for[slot].remove(request)
+        known = self.leaving.get(request.rides_to)
+        if known is not None:
+            known.remove(request)
+            if not known:
+                del self.leaving[request.rides_to]
+
+    def next_leave(self) -> int:
+        """The batch that brings the next last token; there are riders."""
+        leaves = self._leaves
+        while leaves[0] not in self.leaving:
+            heapq.heappop(leaves)
+        return leaves[0]
+
+    def contexts(self, batch: int) -> tuple[int, int, int]:
+        """Sum, maximum and minimum of the contexts before batch number `batch`; there are riders."""
+        before = batch - 1
+        return self.total + self.count * before, self.bases[-1] + before, self.bases[0] + before
+
+    def blocks(self, batch: int) -> int:
+        """How many need a new block in batch number `batch`: those whose context before it fills whole blocks."""
+        return self.due[(1 - batch) % self.size]
