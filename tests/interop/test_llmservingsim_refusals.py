@@ -211,12 +211,6 @@ def test_links_that_differ_between_dimensions(repo: Repo) -> None:
     repo.load()
 
 
-def test_agentic_sessions(repo: Repo) -> None:
-    row = {"session_id": "a", "arrival_time_ns": 0, "sub_requests": []}
-    (repo.root / "workloads/agents.jsonl").write_text(json.dumps(row))
-    assert "agentic sessions are not supported" in refusal(repo, "--dataset workloads/agents.jsonl")
-
-
 # ---- recorded runs ----
 
 

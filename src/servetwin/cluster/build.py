@@ -16,14 +16,14 @@ from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
-from servetwin.errors import InputError
+from servetwin.errors import InputError, nearest
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for
-from servetwin.workload.identity import keys_of
+from servetwin.workload.identity import keys_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
 
@@ -60,6 +60,7 @@ def build(
     Raises:
         InputError: a pool asks for something that is not simulated yet, cannot be priced, or does not fit its device.
     """
+    _check_models(scenario, table)
     cluster = Cluster(table, _router(scenario), progress)
     built = Built(cluster, log, [], [])
     for index, pool in enumerate(scenario.pools):
@@ -76,6 +77,14 @@ def build(
             built.pricing.append(pricing)
     cluster.new_request = _RequestMaker(table, record_tokens)
     return built
+
+
+def _check_models(scenario: Scenario, table: RequestTable) -> None:
+    for name in table.models:
+        if name != scenario.model:
+            message = "requests ask for a model that no pool serves"
+            hint = nearest(name, [scenario.model])
+            raise InputError(message, field="workload", found=name, allowed=scenario.model, hint=hint)
 
 
 def _check_supported(pool: Pool) -> None:
@@ -213,7 +222,7 @@ class _RequestMaker:
         prompt, output = self._input[row], self._output[row]
         chain: Chain | None = None
         if options.enable_prefix_caching:
-            shared = self._table.segments is not None or self._table.token_ids is not None
+            shared = shares_prompts(self._table)
             chain = PrefixChain(keys_of(self._table, row, options.block_size).key) if shared else OwnChain(row)
         request = Request(
             row,

@@ -9,11 +9,10 @@ Invariants: C1 the clock never goes back; C2 every request ends exactly once: fi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
+from collections.abc import Callable
 
 from servetwin.cluster.routing import Router
+from servetwin.cluster.sessions import Releases, Sessions
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request, Status
 from servetwin.workload.table import RequestTable
@@ -40,43 +39,36 @@ class Cluster:
         self.unfinished: dict[int, Request] = {}
         self.events = 0
         self.now = 0
-        self._order = _release_order(table)
-        self._next = next(self._order, None)
-        """the next open-loop arrival (time, row)"""
+        self.sessions = Sessions(table)
+        closed = table.concurrency is not None
+        self._releases = Releases(iter(()) if closed else self.sessions.roots())
+        self._backlog = self.sessions.queue()[::-1] if closed else []
+        """rows of a closed loop (those that open a session together) that wait for a free place, last ones first"""
         self._deliveries: list[tuple[int, int, int, Request, bool]] = []
         """(time, 0 arrival / 1 abort, row, request, whether it is an abort) on their way to an engine's inbox"""
         self._wakes: list[tuple[int, int]] = []
         self._wake_of: list[int | None] = []
         self._in_system = 0
-        self._backlog: list[int] = []
-        """rows of a closed loop that wait for a free place, last one first"""
-        if table.concurrency is not None:
-            rows = [row for _, row in self._all_rows()]
-            self._backlog = rows[::-1]
-
-    def _all_rows(self) -> Iterator[tuple[int, int]]:
-        yield from [] if self._next is None else [self._next]
-        yield from self._order
-        self._next = None
 
     # Called by engines ---------------------------------------------------------------------------------------------
 
     def ended(self, request: Request, now: int) -> None:
-        """A request has ended; in a closed loop its place is taken by the next one."""
-        self._leave(request)
+        """A request has ended: turns that waited for it come, in a closed loop its place is taken by the next one."""
+        self._leave(request, now)
         self._fill(now)
 
     def horizon(self, engine: Engine) -> int | None:
         """The earliest time at which something can reach `engine` from outside; None: nothing will any more."""
         soonest = self._deliveries[0][0] if self._deliveries else None
-        if self._next is not None:
-            arrival = self._next[0] + self._front_end(engine)
+        if self._releases.next is not None:
+            arrival = self._releases.next[0] + self._front_end(engine)
             soonest = arrival if soonest is None or arrival < soonest else soonest
-        if self._backlog and len(self.engines) > 1:
-            # A request that ends elsewhere may send the next one here.
+        if (self._backlog or self.sessions.waiting) and len(self.engines) > 1:
+            # A request that ends elsewhere may send the next one here, or a turn of its session once its tool has run.
+            tool = 0 if self._backlog else self.sessions.shortest_ns
             for number, wake in enumerate(self._wake_of):
-                if number != engine.number and wake is not None and (soonest is None or wake < soonest):
-                    soonest = wake
+                if number != engine.number and wake is not None and (soonest is None or wake + tool < soonest):
+                    soonest = wake + tool
         return soonest
 
     # The loop ------------------------------------------------------------------------------------------------------
@@ -87,20 +79,21 @@ class Cluster:
         self._fill(0)
         while True:
             wake = self._wakes[0] if self._wakes else None
-            arrival = self._next
+            arrival = self._releases.next
             delivery = self._deliveries[0] if self._deliveries else None
             if arrival is not None and (delivery is None or arrival[0] <= delivery[0]):
                 if wake is None or arrival[0] <= wake[0]:
-                    self._next = next(self._order, None)
+                    self._releases.pop()
                     self._arrive(arrival[1], arrival[0])
+                    self._fill(arrival[0])  # a turn that cannot be served may have ended its session
                     continue
             elif delivery is not None and (wake is None or delivery[0] <= wake[0]):
                 heapq.heappop(self._deliveries)
                 self._deliver(delivery[3], delivery[4], delivery[0])
                 continue
             if wake is None:
-                if self.unfinished:  # C2: nothing is left to happen, so they would never end
-                    raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} never ended")
+                if self.unfinished or self.sessions.waiting:  # C2: nothing is left to happen, so they would never end
+                    raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} (or turns after them) never ended")
                 return
             heapq.heappop(self._wakes)
             time, number = wake
@@ -121,20 +114,24 @@ class Cluster:
             self.progress(len(self.ended_requests), len(self.table), time)
 
     def _fill(self, now: int) -> None:
-        """Let the next requests of a closed loop in, as long as there are free places."""
+        """Let the next requests or sessions of a closed loop in, as long as there are free places."""
         while self._backlog and self._in_system < (self.table.concurrency or 0):
-            row = self._backlog.pop()
-            self._arrive(row, max(now, int(self.table.arrival_ns[row])))
+            self._in_system += 1
+            for row in self._backlog.pop():
+                self._arrive(row, max(now, int(self.table.arrival_ns[row])))
 
-    def _leave(self, request: Request) -> None:
-        self.ended_requests.append(request)
+    def _leave(self, request: Request, now: int) -> None:
         self.unfinished.pop(request.row, None)
         self.engines[request.engine].unfinished -= 1
-        self._in_system -= 1
+        released, failed = self.sessions.after(request, now)
+        for time, row in released:
+            self._releases.add(time, row)
+        for one in (request, *failed):
+            self.ended_requests.append(one)
+            self._in_system -= self.sessions.ended(one.row)
 
     def _arrive(self, row: int, time: int) -> None:
         self.events += 1
-        self._in_system += 1
         engine = self.router.choose(self.engines)
         assert self.new_request is not None
         request = self.new_request(row, time, engine)
@@ -147,7 +144,7 @@ class Cluster:
             request.reason = (
                 f"its prompt of {request.prompt} tokens leaves no room for output in max_model_len {longest}"
             )
-            self._leave(request)
+            self._leave(request, time)
             return
         request.queued_ns = time + self._front_end(engine)
         heapq.heappush(self._deliveries, (request.queued_ns, 0, row, request, False))
@@ -167,10 +164,3 @@ class Cluster:
             if current is None or time < current:
                 self._wake_of[engine.number] = time
                 heapq.heappush(self._wakes, (time, engine.number))
-
-
-def _release_order(table: RequestTable) -> Iterator[tuple[int, int]]:
-    """(arrival, row) in order of arrival, ties by row."""
-    arrivals: Sequence[int] = table.arrival_ns.tolist()
-    order = np.argsort(table.arrival_ns, kind="stable").tolist()
-    return ((arrivals[row], row) for row in order)

@@ -148,10 +148,9 @@ def _existing(path: Path, where: str, field: str | None, name: str) -> Path:
     return path
 
 
-def _first(table: RequestTable, rows: int) -> RequestTable:
-    ids = None if table.token_ids is None else table.token_ids[:rows]
-    columns = ("arrival_ns", "input_tokens", "output_tokens")
-    return replace(table, token_ids=ids, **{name: getattr(table, name)[:rows] for name in columns})
+def _first(table: RequestTable, units: int) -> RequestTable:
+    """The first `units` requests and sessions (lines of the workload file)."""
+    return table.take(np.flatnonzero(table.units() < units))
 
 
 def _profile(repo: Path, instance: Instance, variant: str, device: str, layers: int) -> str:

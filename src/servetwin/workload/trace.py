@@ -11,40 +11,50 @@ import numpy as np
 from servetwin.errors import InputError
 from servetwin.workload.readers import read_trace
 from servetwin.workload.readers.source import LATEST_NS
-from servetwin.workload.table import RequestTable
+from servetwin.workload.table import Ints, RequestTable
 
 if TYPE_CHECKING:
     from servetwin.scenario.schema import TraceWorkload
 
 
 def replayed(workload: TraceWorkload, base: Path) -> RequestTable:
-    """Read the trace, drop the first `skip` rows, keep at most `limit`, and play it `rate_scale` times as fast.
+    """Read the trace, drop the first `skip` requests, keep at most `limit`, and play it `rate_scale` times as fast.
 
-    Requests are numbered from 0 over the rows that are kept. With `skip`, time starts at the earliest arrival among
-    them, so that a run does not begin with an idle stretch; without, arrivals are those of the reader. `rate_scale`
-    divides arrivals; the patience of a client (abort minus arrival) keeps its length.
+    Where turns wait for others, sessions are skipped, limited and scaled as wholes: `rate_scale` brings their starts
+    closer, and what goes on inside one (tool times, roots that come later) keeps its pace. Requests are numbered from 0
+    over the rows that are kept. With `skip`, time starts at the earliest arrival among them, so that a run does not
+    begin with an idle stretch; without, arrivals are those of the reader. The patience of a client (abort minus
+    arrival) keeps its length.
 
     Raises `InputError` for a bad file, or when `skip` leaves no request.
     """
     table = read_trace(base / workload.trace, workload.format)
-    if workload.skip >= len(table):
+    unit = table.units()
+    units = int(unit.max()) + 1
+    if workload.skip >= units:
+        what = "rows" if table.waits_for is None else "sessions and single requests"
         raise InputError(
             "no request is left",
             field="workload.skip",
             found=workload.skip,
-            allowed=f"less than {len(table)} (rows of the trace)",
+            allowed=f"less than {units} ({what} of the trace)",
         )
-    table = _rows(table, workload.skip, workload.limit)
-    arrival = table.arrival_ns
+    if workload.skip or workload.limit is not None:
+        end = units if workload.limit is None else workload.skip + workload.limit
+        rows = np.flatnonzero((unit >= workload.skip) & (unit < end))
+        table, unit = table.take(rows), unit[rows] - workload.skip
+    start = _starts(table, unit)
+    inside = np.where(table.roots, table.arrival_ns - start, 0)
     if workload.skip:
-        arrival = arrival - arrival.min()
+        start = start - start.min()
     if workload.rate_scale != 1:
-        scaled = np.rint(arrival / workload.rate_scale)
+        scaled = np.rint(start / workload.rate_scale)
         if scaled.max() > LATEST_NS:
             raise InputError(
                 "stretches the trace over more than 146 years", field="workload.rate_scale", found=workload.rate_scale
             )
-        arrival = scaled.astype(np.int64)
+        start = scaled.astype(np.int64)
+    arrival = start + inside
     abort = table.abort_ns
     if abort is not None:
         abort = np.where(abort < 0, -1, arrival + (abort - table.arrival_ns))
@@ -57,17 +67,9 @@ def replayed(workload: TraceWorkload, base: Path) -> RequestTable:
     )
 
 
-def _rows(table: RequestTable, skip: int, limit: int | None) -> RequestTable:
-    """`limit` rows from row `skip` on."""
-    kept = slice(skip, None if limit is None else skip + limit)
-    columns = (
-        "arrival_ns",
-        "input_tokens",
-        "output_tokens",
-        "segments",
-        "token_ids",
-        "session",
-        "priority",
-        "abort_ns",
-    )
-    return replace(table, **{name: getattr(table, name)[kept] for name in columns if getattr(table, name) is not None})
+def _starts(table: RequestTable, unit: Ints) -> Ints:
+    """The earliest arrival of a root in the unit of each row."""
+    earliest = np.full(int(unit.max()) + 1, LATEST_NS)
+    roots = table.roots
+    np.minimum.at(earliest, unit[roots], table.arrival_ns[roots])
+    return earliest[unit]
