@@ -122,8 +122,10 @@ def _requests(workload: Path | None, given: Flags, run: Bench | None, repo: Path
         table = RequestTable(arrival, np.full(rows, prompt, np.int64), np.full(rows, output, np.int64))
         return table, [f"No workload was named: {rows} equal requests at once, which that project then replays."]
     table = read_trace(path, "llmservingsim")
-    notes = [f"Workload: {path.name}."]
+    notes = [f"Workload: {path.name}.", *(f"{note[0].upper()}{note[1:]}." for note in table.notes)]
     if run is not None:
+        if table.waits_for is not None:
+            raise InputError("has agentic sessions, which a recorded run does not replay", where=str(path))
         sent, arrival = queued(run, table, str(path))
         table = replace(_first(table, sent), arrival_ns=arrival)
         notes += [f"Arrivals: queued_ts of a run of vLLM {run.version or 'of unknown version'}."]

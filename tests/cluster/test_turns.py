@@ -130,10 +130,9 @@ class TestChain:
     @pytest.mark.parametrize("output", [1, 5, 16, 50])
     @pytest.mark.parametrize("sessions", [1, 4])
     def test_prefix_hits_are_those_counted_by_hand(self, prompt: int, output: int, sessions: int) -> None:
-        """Of a turn with p prompt and o output tokens the KV of p + o - 1 is computed, and its full blocks are found."""
-        turns, parents = 6, []
-        for number in range(sessions):  # row by row, one turn of each session
-            parents += [[]]
+        """Of a turn with p prompt and o output tokens the KV of p + o - 1 is computed; its full blocks are found."""
+        turns = 6
+        parents: list[list[int]] = [[] for _ in range(sessions)]  # row by row, one turn of each session
         for turn in range(1, turns):
             parents += [[(turn - 1) * sessions + number] for number in range(sessions)]
         table = sessions_of(parents, delay=MS, prompt=prompt, output=output, session=np.arange(len(parents)) % sessions)
@@ -160,7 +159,9 @@ class TestFanOut:
         ran = run(scenario_of(), table)
         root, *branches, join = ran.requests
         assert {branch.arrival_ns for branch in branches} == {root.finish_ns + 10 * MS}
-        assert join.arrival_ns == max(branch.finish_ns for branch in branches) + 10 * MS == branches[1].finish_ns + 10 * MS
+        assert (
+            join.arrival_ns == max(branch.finish_ns for branch in branches) + 10 * MS == branches[1].finish_ns + 10 * MS
+        )
 
     def test_branches_share_the_conversation_before_them(self) -> None:
         ran = run(scenario_of(), sessions_of([[], [0], [0], [0]], prompt=100, output=20))
@@ -201,7 +202,7 @@ class TestFailure:
         assert len(ran.requests) == count
 
     def test_an_output_cut_short_is_quoted_whole(self) -> None:
-        """The longest sequence ends turn 0 after 12 of 30 outputs; turn 1 is as long as the workload says, and fails."""
+        """The longest sequence ends turn 0 after 12 of 30 outputs; turn 1 is as long as the workload says."""
         table = sessions_of([[], [0]], prompt=100, output=30)
         ran = run(scenario_of({"max_model_len": 112}), table)
         assert ran.requests[0].status == Status.FINISHED and ran.requests[0].outputs == 12
