@@ -118,7 +118,11 @@ class Cluster:
         while self._backlog and self._in_system < (self.table.concurrency or 0):
             self._in_system += 1
             for row in self._backlog.pop():
-                self._arrive(row, max(now, int(self.table.arrival_ns[row])))
+                earliest = int(self.table.arrival_ns[row])
+                if earliest > now:
+                    self._releases.add(earliest, row)
+                else:
+                    self._arrive(row, now)
 
     def _leave(self, request: Request, now: int) -> None:
         self.unfinished.pop(request.row, None)
