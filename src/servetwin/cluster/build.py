@@ -34,7 +34,7 @@ from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
-from servetwin.workload.identity import keys_of
+from servetwin.workload.identity import keys_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
 
@@ -73,7 +73,7 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
-    shared = table.segments is not None or table.token_ids is not None
+    shared = shares_prompts(table)
     placement = placed(scenario.pools, scenario.nodes)
     joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
     network = network_of(scenario, placement, base) if joined else None
@@ -259,7 +259,7 @@ class _RequestMaker:
     """Turns rows of the workload into requests when they arrive, so that memory holds only those in the system."""
 
     def __init__(self, table: RequestTable, record_tokens: bool) -> None:
-        self._table, self._record = table, record_tokens
+        self._table, self._record, self._shared = table, record_tokens, shares_prompts(table)
         self._input = table.input_tokens.tolist()
         self._output = table.output_tokens.tolist()
         self._priority = None if table.priority is None else table.priority.tolist()
@@ -297,7 +297,7 @@ class _RequestMaker:
     def chain(self, row: int, block_size: int) -> Chain | None:
         """Names of the prefixes of a prompt that may be shared; the request that is routed takes over what was made to
         look it up."""
-        if self._table.segments is None and self._table.token_ids is None:
+        if not self._shared:
             return None
         chain = self._chains.get((row, block_size))
         if chain is None:

@@ -18,6 +18,7 @@ from servetwin.scenario.schema import (
     Parallelism,
     Pool,
     Scenario,
+    SessionWorkload,
     TraceWorkload,
     Workload,
 )
@@ -92,10 +93,17 @@ def _absolute(path: str, base: Path) -> str:
 def _resolved_workload(workload: Workload, base: Path) -> Workload:
     if isinstance(workload, TraceWorkload):
         return workload.model_copy(update={"trace": _absolute(workload.trace, base)})
-    changes: dict[str, Any] = {
-        "input_tokens": _resolved_lengths(workload.input_tokens, base),
-        "output_tokens": _resolved_lengths(workload.output_tokens, base),
-    }
+    names = ["input_tokens", "output_tokens"]
+    changes: dict[str, Any] = {}
+    if isinstance(workload, SessionWorkload):
+        names += ["turns", "first_input_tokens"]
+        if fan_out := workload.fan_out:
+            lengths = {
+                name: _resolved_lengths(getattr(fan_out, name), base)
+                for name in ("width", "input_tokens", "output_tokens")
+            }
+            changes["fan_out"] = fan_out.model_copy(update=lengths)
+    changes |= {name: _resolved_lengths(getattr(workload, name), base) for name in names}
     if workload.arrivals.process == "gamma" and workload.arrivals.burstiness is None:
         changes["arrivals"] = workload.arrivals.model_copy(update={"burstiness": 1.0})
     if workload.prefixes:
