@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from running import MS, Row, run, scenario_of, table_of
 from servetwin.errors import InputError
+from servetwin.scenario.routing import POLICIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "routing.md"
 
@@ -39,6 +41,16 @@ def test_the_example_of_the_page(own: Path) -> None:
     rows = [Row(0, 1000, 400), *(Row((300 + 30 * i) * MS, 300, 2) for i in range(4)), Row(900 * MS, 20, 2)]
     ran = run(scenario_of(replicas=2, routing="room_for_prompt"), table_of(rows))
     assert [request.engine for request in ran.requests] == [0, 1, 1, 1, 1, 1]
+
+
+def test_the_scenario_of_the_page() -> None:
+    routing = scenario_of(routing=yaml.safe_load(blocks("yaml")[0])["routing"]).routing
+    assert (routing.policy, routing.refresh, routing.when_full) == ("weighted", 100 * MS, "queue")
+
+
+def test_the_page_names_every_policy() -> None:
+    table = PAGE.read_text(encoding="utf-8").split("## Policies")[1].split("## Admission")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) - {"policy"} == set(POLICIES)
 
 
 @pytest.mark.parametrize(
