@@ -74,6 +74,11 @@ class Candidates:
     # What policies read --------------------------------------------------------------------------------------------
 
     @property
+    def shown_before(self) -> int:
+        """The columns that may be stale show what engines did before this time (ns), and nothing later."""
+        return self._now - self._now % self._refresh if self._refresh else self._now + 1
+
+    @property
     def running(self) -> Ints:
         """Requests that run."""
         self._look()
