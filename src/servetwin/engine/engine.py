@@ -18,6 +18,7 @@ from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
+from servetwin.timing.stages import apportion
 
 
 class Log(Protocol):
@@ -44,19 +45,6 @@ class Log(Protocol):
 OnEnd = Callable[[Request, int], None]
 """Told about each request that ended, and when."""
 
-StageSplit = Callable[[int], list[int]]
-"""Splits the device time of a step over the pipeline stages."""
-
-
-def even_stages(stages: int) -> StageSplit:
-    """Every stage takes an equal part; the last one the remainder."""
-
-    def split(ns: int) -> list[int]:
-        part = ns // stages
-        return [part] * (stages - 1) + [ns - part * (stages - 1)]
-
-    return split
-
 
 class Engine:
     """Runs one scheduler over one (possibly pipelined) group of devices.
@@ -75,12 +63,11 @@ class Engine:
         on_end: OnEnd,
         *,
         host: HostOverhead = NO_OVERHEAD,
-        stages: StageSplit | None = None,
         poll_ns: int | None = None,
         horizon: Callable[[], int | None] | None = None,
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
-        self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
+        self.host, self.poll_ns = host, poll_ns
         self.inbox: deque[tuple[Request, Status | None]] = deque()
         """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
         has not looked at yet, in time order"""
@@ -189,12 +176,16 @@ class Engine:
                     scheduler.fail(request, request.reason, now)
                 self.on_end(request, now)
 
+    def stage_times(self, shape: StepShape, ns: int) -> list[int]:
+        """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
+        return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
+
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
         host, seqs = self.host, len(batch)
         ready = now + host.before(seqs)
-        parts = self.stages(self.timer.step_ns(shape) + host.gap(seqs))
+        parts = self.stage_times(shape, self.timer.step_ns(shape) + host.gap(seqs))
         free = self._device_free
         batch.begin_ns = max(ready, free[0])
         at = ready
