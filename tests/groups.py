@@ -82,6 +82,7 @@ def run_groups(
     cluster = built.cluster
     linear = {name: value for name, value in LINEAR.items() if isinstance(value, int)} | (law or {})
     groups: list[LockStep] = []
+    timer = GroupTimer(**linear)  # equal engines share what has been priced once
     for number, engine in enumerate(cluster.engines):
         if number % data == 0:
             groups.append(LockStep(**options))
@@ -89,7 +90,7 @@ def run_groups(
             groups[-1],
             number,
             engine.scheduler,
-            GroupTimer(**linear),
+            timer,
             log,
             cluster.ended,
             host=host,
