@@ -65,6 +65,8 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
+    # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
+    runs_ahead = sum(pool.replicas for pool in scenario.pools) > 1 and not scenario.routing.refresh
     shared = table.segments is not None or table.token_ids is not None
     for index, pool in enumerate(scenario.pools):
         try:
@@ -77,7 +79,9 @@ def build(
         for _ in range(pool.replicas):
             number = len(cluster.engines)
             cluster.engines.append(
-                _engine(number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared)
+                _engine(
+                    number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared, runs_ahead
+                )
             )
             built.pools.append(pool.name or f"pool{index}")
             built.pricing.append(pricing)
@@ -180,6 +184,7 @@ def _engine(
     log: StepLog,
     coalesce: bool,
     shared: bool,
+    runs_ahead: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
@@ -194,6 +199,7 @@ def _engine(
         host=pricing.host,
         poll_ns=IDLE_POLL_NS,
         horizon=(lambda: cluster.horizon(engine)) if coalesce else None,
+        runs_ahead=runs_ahead,
     )
     return engine
 

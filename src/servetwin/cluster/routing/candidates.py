@@ -103,6 +103,7 @@ class Candidates:
         block that they cache or forget, rather than being asked now and then."""
         found = np.zeros(len(self.engines), np.int64)
         for position, engine in enumerate(self.engines):
+            engine.settle(self._now)
             kv = engine.scheduler.kv
             if not kv.caching:
                 continue
@@ -147,6 +148,10 @@ class Candidates:
         """Bring the columns up to date."""
         moved = self._moved
         if not self._refresh:
+            for position, engine in enumerate(self.engines):
+                if engine.run is not None:
+                    engine.settle(self._now)
+                    moved.add(position)
             for position in moved:
                 self._read(position)
             moved.clear()
