@@ -27,6 +27,15 @@ class Ledger:
         for kind, ns in zip(KINDS, shares, strict=False):
             setattr(self, kind, getattr(self, kind) + ns * times)
 
+    def book(self, shares: list[int]) -> None:
+        """Book ns by kind, in the order of the fields."""
+        measured, interpolated, extrapolated, analytic, assumed = shares
+        self.measured += measured
+        self.interpolated += interpolated
+        self.extrapolated += extrapolated
+        self.analytic += analytic
+        self.assumed += assumed
+
     def add_all(self, other: Ledger) -> None:
         """Book what `other` holds."""
         self.measured += other.measured

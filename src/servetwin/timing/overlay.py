@@ -19,7 +19,7 @@ from servetwin.errors import InputError, nearest
 from servetwin.model.kernels import AttentionKernel, Experts, Gemm, Operator
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.ledger import Ledger
-from servetwin.timing.operators import Price, Pricer, Source, needs
+from servetwin.timing.operators import Price, Pricer, RunPricer, Source, needs
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 
@@ -124,6 +124,8 @@ class CalibratedSource:
                 return price
             case AttentionKernel():
                 factor = prefill if needs(operator) == "prefills" else self._attention
+                if isinstance(priced, RunPricer):
+                    return priced.scaled(factor)
 
                 def scaled(*work: int) -> Price:
                     ns, how = priced(*work)
