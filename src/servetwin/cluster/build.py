@@ -77,6 +77,9 @@ def build(
     placement = placed(scenario.pools, scenario.nodes)
     joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
     network = network_of(scenario, placement, base) if joined else None
+    # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
+    engines = sum(pool.replicas * pool.parallelism.data for pool in scenario.pools)
+    runs_ahead = engines > 1 and not scenario.routing.refresh
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -109,6 +112,7 @@ def build(
                         log,
                         coalesce,
                         shared,
+                        runs_ahead,
                     )
                 )
                 built.pools.append(pool.name or f"pool{index}")
@@ -224,12 +228,14 @@ def _engine(
     log: StepLog,
     coalesce: bool,
     shared: bool,
+    runs_ahead: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    new_engine = Engine if group is None else partial(Rank, group)
+    # Ranks keep step with each other: they wait for the horizon.
+    new_engine = partial(Engine, runs_ahead=runs_ahead) if group is None else partial(Rank, group)
     engine: Engine = new_engine(
         number,
         Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),

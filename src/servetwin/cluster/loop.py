@@ -254,7 +254,12 @@ class Cluster:
         """A request comes to its engine; or, with `end`, the word that it is to end so."""
         engine = self.engines[request.engine]
         engine.inbox.append((request, end))
-        if not engine.awaiting:
+        if engine.awaiting:
+            sooner = engine.interrupt(time)
+            if sooner is not None:
+                self._wake_of[engine.number] = sooner
+                heapq.heappush(self._wakes, (sooner, engine.number))
+        else:
             current = self._wake_of[engine.number]
             if current is None or time < current:
                 self._wake_of[engine.number] = time

@@ -49,12 +49,13 @@ class Candidates:
         self._epochs = [0] * len(self.engines)
         """multiple of the interval for which each entry holds, when a change has brought it up to date"""
         self._now = 0
-        self._caches: dict[int, list[tuple[int, Callable[[Hashable], int], KVCache]]] = {}
-        """by block size: (position, look-up of a block, cache) of the engines that cache prefixes"""
+        self._caches: dict[int, list[tuple[int, Engine, Callable[[Hashable], int], KVCache]]] = {}
+        """by block size: (position, engine, look-up of a block, cache) of the engines that cache prefixes. Where blocks
+        are only counted nobody shares any."""
         for position, engine in enumerate(self.engines):
             kv = engine.scheduler.kv
-            if kv.caching:
-                self._caches.setdefault(kv.block_size, []).append((position, kv.pool.find, kv))
+            if kv.caching and isinstance(kv, KVCache):
+                self._caches.setdefault(kv.block_size, []).append((position, engine, kv.pool.find, kv))
 
     def __len__(self) -> int:
         return len(self.engines)
@@ -118,7 +119,8 @@ class Candidates:
             if chain is None:
                 continue
             first = chain[0]
-            for position, find, kv in caches:
+            for position, engine, find, kv in caches:
+                engine.settle(self._now)
                 # Most engines do not even have the first block.
                 if not kv.uniform or find(first) != NULL:
                     found[position] = kv.lookup(chain, request.prompt - 1).tokens
@@ -157,6 +159,10 @@ class Candidates:
         """Bring the columns up to date."""
         moved = self._moved
         if not self._refresh:
+            for position, engine in enumerate(self.engines):
+                if engine.run is not None:
+                    engine.settle(self._now)
+                    moved.add(position)
             for position in moved:
                 self._read(position)
             moved.clear()
