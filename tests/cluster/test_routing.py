@@ -381,6 +381,13 @@ class TestStaleness:
         ran = run(scenario_of(replicas=2, routing=routing), table_of(rows))
         assert [request.engine for request in ran.requests] == [0, 1] * 5
 
+    def test_prefix_aware_counts_what_it_sent_until_it_shows(self) -> None:
+        """Requests begin at once, but the blocks that they hold show only after a second."""
+        rows = [Row(101 * MS, prompt=3000, output=100), *(Row((500 + i) * MS, prompt=64, output=100) for i in range(6))]
+        routing = {"policy": "prefix_aware", "refresh": "1s"}
+        ran = run(scenario_of(replicas=2, routing=routing), table_of(rows))
+        assert [request.engine for request in ran.requests] == [0, 1, 1, 1, 1, 1, 1]
+
     def test_vllm_refreshes_every_100_ms(self) -> None:
         assert scenario_of(routing="vllm_dp").routing.refresh == 100 * MS
         assert scenario_of(routing="least_loaded").routing.refresh == 0

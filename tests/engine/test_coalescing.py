@@ -17,6 +17,7 @@ from servetwin.timing.profile import ProfileTimer
 from servetwin.workload.table import RequestTable
 from workloads import engines, tables
 
+ROUTING = ["round_robin", "join_shortest_queue", "random", "least_kv_usage", "prefix_aware"]
 SLOW_HOST = HostOverhead(step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000)
 
 
@@ -33,7 +34,7 @@ def assert_equal(scenario: Any, table: RequestTable, prepare: Callable[[Engine],
 
 
 @settings(max_examples=120, deadline=None)
-@given(tables(), engines, st.integers(1, 3), st.sampled_from(["round_robin", "least_loaded", "random"]), st.booleans())
+@given(tables(), engines, st.integers(1, 3), st.sampled_from(ROUTING), st.booleans())
 def test_linear_law(
     table: RequestTable, engine: dict[str, Any], replicas: int, routing: str, context_counts: bool
 ) -> None:

@@ -199,6 +199,25 @@ def test_the_version_of_the_run(repo: Repo, version: str | None, entry: str) -> 
     assert repo.load("", bench=repo.record({"vllm_version": version})).pools[0].engine.version == entry
 
 
+def test_agentic_sessions(repo: Repo) -> None:
+    """--num-reqs counts lines: requests and sessions."""
+    turns = [{"input_toks": 40, "output_toks": 5, "tool_duration_ns": 9}, {"input_toks": 60, "output_toks": 4}]
+    session = {"session_id": "a", "arrival_time_ns": 5, "sub_requests": turns}
+    alone = {"input_toks": 10, "output_toks": 3, "arrival_time_ns": 0}
+    write_lines(repo.root / "workloads/agents.jsonl", [session, alone, session])
+    table = requests_of(repo.load("--dataset workloads/agents.jsonl --num-reqs 2"), repo)
+    assert table.input_tokens.tolist() == [40, 60, 10]
+    scenario = repo.load("--dataset workloads/agents.jsonl")
+    assert (
+        "# 1 lines repeat a session_id of an earlier one; each line is a session of its own.\n" in repo.out.read_text()
+    )
+    run = simulate(scenario, repo.out.parent)
+    assert list(run.requests["session"]) == [0, 0, -1, 1, 1]
+    ends, arrivals = run.ints("finish_ns"), run.ints("arrival_ns")
+    assert (arrivals[[1, 4]] == ends[[0, 3]] + 9).all()
+    assert run.sessions is not None and list(run.sessions["tool_ns"]) == [9, 9]
+
+
 def test_a_part_of_the_workload_was_sent(repo: Repo) -> None:
     from llmservingsim_repo import recorded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +192,6 @@ def test_links_that_differ_inside_a_node(repo: Repo) -> None:
     group = cluster([instance(dp_group="A", tp_size=2)] * 2)
     write_json(repo.cluster, group | {"link_bw": [16, 8]})
     assert "link_bw: cannot be imported" in refusal(repo)
-
-
-def test_agentic_sessions(repo: Repo) -> None:
-    row = {"session_id": "a", "arrival_time_ns": 0, "sub_requests": []}
-    (repo.root / "workloads/agents.jsonl").write_text(json.dumps(row))
-    assert "agentic sessions are not supported" in refusal(repo, "--dataset workloads/agents.jsonl")
 
 
 # ---- recorded runs ----

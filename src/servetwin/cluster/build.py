@@ -34,7 +34,7 @@ from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
-from servetwin.workload.identity import keys_of
+from servetwin.workload.identity import keys_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
 
@@ -73,10 +73,13 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
-    shared = table.segments is not None or table.token_ids is not None
+    shared = shares_prompts(table)
     placement = placed(scenario.pools, scenario.nodes)
     joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
     network = network_of(scenario, placement, base) if joined else None
+    # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
+    engines = sum(pool.replicas * pool.parallelism.data for pool in scenario.pools)
+    runs_ahead = engines > 1 and not scenario.routing.refresh
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -109,6 +112,7 @@ def build(
                         log,
                         coalesce,
                         shared,
+                        runs_ahead,
                     )
                 )
                 built.pools.append(pool.name or f"pool{index}")
@@ -224,12 +228,14 @@ def _engine(
     log: StepLog,
     coalesce: bool,
     shared: bool,
+    runs_ahead: bool,
 ) -> Engine:
     accepted = None
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    new_engine = Engine if group is None else partial(Rank, group)
+    # Ranks keep step with each other: they wait for the horizon.
+    new_engine = partial(Engine, runs_ahead=runs_ahead) if group is None else partial(Rank, group)
     engine: Engine = new_engine(
         number,
         Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
@@ -259,7 +265,7 @@ class _RequestMaker:
     """Turns rows of the workload into requests when they arrive, so that memory holds only those in the system."""
 
     def __init__(self, table: RequestTable, record_tokens: bool) -> None:
-        self._table, self._record = table, record_tokens
+        self._table, self._record, self._shared = table, record_tokens, shares_prompts(table)
         self._input = table.input_tokens.tolist()
         self._output = table.output_tokens.tolist()
         self._priority = None if table.priority is None else table.priority.tolist()
@@ -297,7 +303,7 @@ class _RequestMaker:
     def chain(self, row: int, block_size: int) -> Chain | None:
         """Names of the prefixes of a prompt that may be shared; the request that is routed takes over what was made to
         look it up."""
-        if self._table.segments is None and self._table.token_ids is None:
+        if not self._shared:
             return None
         chain = self._chains.get((row, block_size))
         if chain is None:

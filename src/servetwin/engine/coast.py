@@ -1,8 +1,8 @@
 """Many steps at once: while an engine's batch does not change, its next steps differ only in context length.
 
-`coast` carries out such a run of pure decode steps in one go, with exactly the effects of single steps: the same times,
-the same blocks taken in the same order, the same gaps between tokens. It stops before anything can change the batch: a
-request's last token, a full KV cache, or `horizon`, the time before which nothing can reach the engine from outside.
+Such a *run* of pure decode steps is carried out in one go, with exactly the effects of single steps: the same times,
+the same blocks taken in the same order, the same gaps between tokens. It ends before anything can change the batch from
+within (a request's last token, a full KV cache), and is cut short when something reaches the engine from outside.
 
 A run is three things, which engines that step together can put together differently: `plan` says of one scheduler what
 the run is and how long it can be, `times` says when its steps happen given how long each takes, and `apply` leaves the
@@ -11,11 +11,14 @@ scheduler as the single steps would have.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.scheduler import Scheduler
+from servetwin.errors import InputError
+from servetwin.timing.ledger import Ledger
 from servetwin.timing.shape import StepShape
 
 if TYPE_CHECKING:
@@ -43,49 +46,93 @@ class Times(NamedTuple):
     ends: list[int]
 
 
-def coast(engine: Engine, now: int, horizon: int | None, flying: Batch | None) -> tuple[int, Batch | None]:
-    """Carry out as many steps as possible from the loop top at `now`; the time of the new loop top and the batch in
-    flight.
+class Run:
+    """A run of an engine that is under way: planned and priced, carried out when it is over.
+
+    Until then it can be cut short, and the KV cache be brought to the state of any moment of it.
+    """
+
+    __slots__ = ("_flying", "_priced", "_used", "shape", "steps", "times")
+
+    def __init__(self, shape: StepShape, steps: int, times: Times, priced: Ledger, flying: Batch | None) -> None:
+        self.shape, self.steps, self.times = shape, steps, times
+        self._priced, self._flying = priced, flying
+        self._used: list[int] = []
+        """blocks in use after each of the steps whose blocks are taken"""
+
+    @property
+    def end_ns(self) -> int:
+        return self.times.tops[self.steps]
+
+    def cut(self, now: int) -> int:
+        """End with the first loop top that sees what reaches the engine at `now`; when that is."""
+        self.steps = max(1, bisect_left(self.times.tops, now, hi=self.steps))
+        return self.end_ns
+
+    def take_blocks(self, scheduler: Scheduler, now: int) -> None:
+        """Bring the KV cache to where it is just before `now`."""
+        self._take(scheduler, bisect_left(self.times.tops, now, hi=self.steps))
+
+    def _take(self, scheduler: Scheduler, steps: int) -> None:
+        self._used += take_blocks(scheduler, len(self._used), steps)
+
+    def carry_out(self, engine: Engine) -> Batch | None:
+        """Leave `engine` as single steps would have; the batch that is then in flight."""
+        scheduler, shape, steps = engine.scheduler, self.shape, self.steps
+        tops, begins, ends = self.times
+        if steps < len(ends):
+            engine.timer.run_ns(shape, steps)  # for the ledger: what was priced is not what happened
+            del tops[steps + 1 :], begins[steps:], ends[steps:]
+        else:
+            engine.timer.ledger.add_all(self._priced)
+        rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
+        self._take(scheduler, steps)
+        _hand_out(scheduler, tops[1:])
+        queue = (shape.decode_seqs, scheduler.waiting_count)
+        engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
+        engine.steps += steps
+        engine.occupy_until(ends[-1])
+        if self._flying is None:
+            return None
+        batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
+        batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
+        return batch
+
+
+def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batch | None) -> Run | None:
+    """The run of `engine` from the loop top at `now`, of at most `most` steps, all loop tops of which come before
+    `horizon`; None when it would be shorter than SHORTEST.
 
     `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
     """
-    scheduler, last, most = engine.scheduler, engine.last_batch, None
-    if last is None or not scheduler.riders.count:
-        return now, flying
+    last = engine.last_batch
+    if last is None or not engine.scheduler.riders.count:
+        return None
     if horizon is not None:
         typical = max(1, last.end_ns - last.begin_ns)
-        most = (horizon - now) // typical + 2
         if now + SHORTEST * typical >= horizon:
-            return now, flying
-    planned = plan(scheduler, flying, most)
+            return None
+        most = min(most, (horizon - now) // typical + 2)
+    planned = plan(engine.scheduler, flying, most)
     if planned is None:
-        return now, flying
+        return None
     shape, steps = planned
-    before, gap = engine.host.before(shape.decode_seqs), engine.host.gap(shape.decode_seqs)
-    device_free = flying.end_ns if flying else None
-    saved = engine.timer.ledger.copy()
-    durations = [ns + gap for ns in engine.timer.run_ns(shape, steps)]
-    tops, begins, ends = times(now, device_free, durations, before)
-    if horizon is not None and tops[-1] >= horizon:
-        steps = next(i for i, top in enumerate(tops) if top >= horizon) - 1
-        # Steps priced for nothing must not count in the ledger.
-        engine.timer.ledger.restore(saved)
+    ledger, seqs = engine.timer.ledger, shape.decode_seqs
+    saved = ledger.copy()
+    try:
+        durations = engine.timer.run_ns(shape, steps)
+    except InputError:  # a step of the run cannot be priced, but it may never come to that one
+        return None
+    finally:
+        priced = ledger.less(saved)
+        ledger.restore(saved)
+    gap = engine.host.gap(seqs)
+    when = times(now, flying.end_ns if flying else None, [ns + gap for ns in durations], engine.host.before(seqs))
+    if horizon is not None and when.tops[-1] >= horizon:
+        steps = bisect_left(when.tops, horizon) - 1
         if steps < SHORTEST:
-            return now, flying
-        engine.timer.run_ns(shape, steps)
-        tops, begins, ends = tops[: steps + 1], begins[:steps], ends[:steps]
-    rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
-    used = apply(scheduler, tops[1:])
-    first = engine.steps
-    engine.steps += steps
-    queue = (len(scheduler.running), scheduler.waiting_count)
-    engine.log.run(engine.number, first, shape, begins, ends, used, queue, rows)
-    engine.occupy_until(ends[-1])
-    if flying is None:
-        return tops[-1], None
-    batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
-    batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
-    return tops[-1], batch
+            return None
+    return Run(shape, steps, when, priced, flying)
 
 
 def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) -> Plan | None:
@@ -95,9 +142,9 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     `flying`: the batch on the device (asynchronous scheduling), if any.
     """
     riders, running = scheduler.riders, scheduler.running
-    if not riders.count or scheduler.plain or riders.handing != riders.count:
+    if not riders.count or scheduler.plain:
         return None
-    if flying is not None and flying.requests:
+    if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None
     if riders.count > scheduler.options.max_num_batched_tokens:
         return None
@@ -141,12 +188,30 @@ def times(now: int, device_free: int | None, durations: Sequence[int], before: i
 def apply(scheduler: Scheduler, outputs_ns: Sequence[int]) -> list[int]:
     """Carry out a planned run, or its beginning, in `scheduler`: one step, and outputs handed out, for each of
     `outputs_ns` (at least one). The blocks in use after each step."""
-    used, pool = [], scheduler.kv.pool
-    for number in range(scheduler.scheduled_batches + 1, scheduler.scheduled_batches + 1 + len(outputs_ns)):
-        scheduler.take_blocks(number)
-        used.append(pool.used)
-    scheduler.carried_out(outputs_ns)
+    used = take_blocks(scheduler, 0, len(outputs_ns))
+    _hand_out(scheduler, outputs_ns)
     return used
+
+
+def take_blocks(scheduler: Scheduler, first: int, last: int) -> list[int]:
+    """Give the riders the blocks for steps `first` up to before `last` of a run that `scheduler` has not been told of;
+    the blocks in use after each."""
+    used, pool, number = [], scheduler.kv.pool, scheduler.scheduled_batches + 1
+    for step in range(first, last):
+        scheduler.take_blocks(number + step)
+        used.append(pool.used)
+    return used
+
+
+def _hand_out(scheduler: Scheduler, outputs_ns: Sequence[int]) -> None:
+    """As many batches of riders alone as there are `outputs_ns`, from the one in flight on."""
+    flying = scheduler.flying[0] if scheduler.flying else None
+    scheduler.count_scheduled(len(outputs_ns))
+    if flying is not None and flying.requests:  # some began to ride with it, and get their first token
+        ended = scheduler.update(flying, outputs_ns[0])
+        assert not ended, "who ends does not ride"
+        outputs_ns = outputs_ns[1:]
+    scheduler.count_processed(outputs_ns)
 
 
 def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -> Batch:

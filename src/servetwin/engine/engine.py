@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.coast import coast
+from servetwin.engine.coast import Run, begin
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
+from servetwin.timing.stages import apportion
+
+SHORTEST_REACH, FARTHEST_REACH = 8, 512
+"""How many steps an engine runs ahead: few where it was interrupted soon, so that little is priced in vain."""
 
 
 class Log(Protocol):
@@ -44,26 +48,14 @@ class Log(Protocol):
 OnEnd = Callable[[Request, int], None]
 """Told about each request that ended, and when."""
 
-StageSplit = Callable[[int], list[int]]
-"""Splits the device time of a step over the pipeline stages."""
-
-
-def even_stages(stages: int) -> StageSplit:
-    """Every stage takes an equal part; the last one the remainder."""
-
-    def split(ns: int) -> list[int]:
-        part = ns // stages
-        return [part] * (stages - 1) + [ns - part * (stages - 1)]
-
-    return split
-
 
 class Engine:
     """Runs one scheduler over one (possibly pipelined) group of devices.
 
     `poll_ns`: an engine that has requests but nothing to run looks again after so long; None: when the next copy ends.
     `horizon()`: when something can reach the engine from outside next (None: never again); given, runs of unchanged
-    decode steps are carried out in one go, with the same results (see `coast`).
+    decode steps are carried out in one go, with the same results (see `coast`). `runs_ahead`: the engine is told
+    of what reaches it during a run (`interrupt`), so that it need not ask.
     """
 
     def __init__(
@@ -75,12 +67,12 @@ class Engine:
         on_end: OnEnd,
         *,
         host: HostOverhead = NO_OVERHEAD,
-        stages: StageSplit | None = None,
         poll_ns: int | None = None,
         horizon: Callable[[], int | None] | None = None,
+        runs_ahead: bool = False,
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
-        self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
+        self.host, self.poll_ns = host, poll_ns
         self.inbox: deque[tuple[Request, Status | None]] = deque()
         """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
         has not looked at yet, in time order"""
@@ -94,6 +86,9 @@ class Engine:
         self._last_end = 0
         # In a deeper pipeline, batches of different requests take turns: no run of one unchanged batch.
         self._horizon = horizon if scheduler.options.pipeline == 1 else None
+        self._runs_ahead, self._reach = runs_ahead, SHORTEST_REACH
+        self.run: Run | None = None
+        """steps that are decided but not carried out yet"""
         scheduler.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
@@ -103,7 +98,9 @@ class Engine:
         """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
         scheduler, batches = self.scheduler, self._batches
         while True:
-            if self.awaiting:
+            if self.run is not None:
+                self._end_run()
+            elif self.awaiting:
                 if batches[0].end_ns > now:
                     return batches[0].end_ns
                 oldest = batches.popleft()
@@ -112,8 +109,18 @@ class Engine:
                 if self._stuck(oldest, now):
                     return self._next_look(now, oldest)
             self._open_inbox(now)
-            if self._horizon is not None and scheduler.running:
-                now = self._coast(now, self._horizon())
+            if self._horizon is not None and scheduler.riders.count and (batches or self._room == 1):
+                flying = batches[0] if batches else None
+                if self._runs_ahead:
+                    self.run = begin(self, now, self._reach, None, flying)
+                    if self.run is not None:
+                        self.awaiting = True
+                        return self.run.end_ns
+                else:
+                    self.run = begin(self, now, FARTHEST_REACH, self._horizon(), flying)
+                    if self.run is not None:
+                        now = self.run.end_ns
+                        self._end_run()
             if scheduler.has_work:
                 batch = scheduler.schedule(now)
                 self._ran = batch.number > 0
@@ -132,14 +139,30 @@ class Engine:
                 return None
             self.awaiting = True
 
-    def _coast(self, now: int, horizon: int | None) -> int:
-        flying = self._batches[0] if self._batches else None
-        if self._room > 1 and flying is None:
-            return now
-        now, flying = coast(self, now, horizon, flying)
+    def _end_run(self) -> None:
+        run = self.run
+        assert run is not None
+        flying = run.carry_out(self)
         if flying is not None:
             self._batches[0] = self.last_batch = flying
-        return now
+        if run.steps >= self._reach:
+            self._reach = min(2 * self._reach, FARTHEST_REACH)
+        self.run, self.awaiting = None, False
+
+    def interrupt(self, now: int) -> int | None:
+        """Something reaches the inbox at `now`: when the loop will look at it, if that is sooner than `wake` said."""
+        run = self.run
+        if run is None or run.end_ns <= now:
+            return None
+        planned = run.steps
+        end = run.cut(now)
+        self._reach = max(SHORTEST_REACH, min(2 * run.steps, FARTHEST_REACH))
+        return end if run.steps < planned else None
+
+    def settle(self, now: int) -> None:
+        """Bring the KV cache to where it is just before `now`, for somebody who looks at it."""
+        if self.run is not None:
+            self.run.take_blocks(self.scheduler, now)
 
     def occupy_until(self, ns: int) -> None:
         """The device is busy until `ns`."""
@@ -193,12 +216,16 @@ class Engine:
                     scheduler.fail(request, request.reason, now)
                 self.on_end(request, now)
 
+    def stage_times(self, shape: StepShape, ns: int) -> list[int]:
+        """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
+        return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
+
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
         host, seqs = self.host, len(batch)
         ready = now + host.before(seqs)
-        parts = self.stages(self.timer.step_ns(shape) + host.gap(seqs))
+        parts = self.stage_times(shape, self.timer.step_ns(shape) + host.gap(seqs))
         free = self._device_free
         batch.begin_ns = max(ready, free[0])
         at = ready

@@ -144,15 +144,16 @@ class LockStep:
         ranks = self.ranks
         tokens = self.computed([rank.tokens(entries[rank.place].shape) for rank in ranks])
         gathered = sum(tokens)
-        self.last_ns = max(
-            rank.timer.lockstep_ns(entries[rank.place].shape, tokens[rank.place], gathered)
-            + rank.host.gap(len(entries[rank.place].batch))
-            for rank in ranks
-        )
+        self.last_ns, slowest = 0, ranks[0]
+        for rank in ranks:
+            entry = entries[rank.place]
+            ns = rank.timer.lockstep_ns(entry.shape, tokens[rank.place], gathered) + rank.host.gap(len(entry.batch))
+            if ns > self.last_ns:
+                self.last_ns, slowest = ns, rank
         all_here = max(entry.ready_ns for entry in entries.values())
         free = self._device_free
         begin = at = max(all_here, free[0])
-        for stage, ns in enumerate(ranks[0].stages(self.last_ns)):
+        for stage, ns in enumerate(slowest.stage_times(entries[slowest.place].shape, self.last_ns)):
             at = max(at, free[stage]) + ns
             free[stage] = at
         # A dummy batch keeps its rank's loop until all have come, and no rank runs further ahead of its device than

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.engine import Engine, Log, OnEnd, StageSplit
+from servetwin.engine.engine import Engine, Log, OnEnd
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
@@ -54,13 +54,10 @@ class Rank(Engine):
         on_end: OnEnd,
         *,
         host: HostOverhead = NO_OVERHEAD,
-        stages: StageSplit | None = None,
         poll_ns: int | None = None,
         horizon: Callable[[], int | None] | None = None,
     ) -> None:
-        super().__init__(
-            number, scheduler, timer, log, on_end, host=host, stages=stages, poll_ns=poll_ns, horizon=horizon
-        )
+        super().__init__(number, scheduler, timer, log, on_end, host=host, poll_ns=poll_ns, horizon=horizon)
         self.group = group
         self.place = group.join(self)
         self.together = group.numbers

@@ -266,12 +266,15 @@ class Scheduler:
         """Slots for drafts run ahead of what may be cached: with them the cache is asked in every step."""
         return 0 if self.options.speculative_tokens else self.kv.quiet_tokens(request.row)
 
-    def carried_out(self, outputs_ns: Sequence[int]) -> None:
-        """Account for steps in which nobody but the riders took part, with outputs handed out at `outputs_ns`."""
-        steps, gaps, count, last = len(outputs_ns), self.gaps, self.riders.count, self._last_outputs_ns
-        self._executed_steps += steps
-        self.scheduled_batches += steps
-        self._processed_batches += steps
+    def count_scheduled(self, batches: int) -> None:
+        """Account for so many batches that nobody but the riders takes part in."""
+        self._executed_steps += batches
+        self.scheduled_batches += batches
+
+    def count_processed(self, outputs_ns: Sequence[int]) -> None:
+        """Account for such batches that have ended, with outputs handed out at `outputs_ns`."""
+        gaps, count, last = self.gaps, self.riders.count, self._last_outputs_ns
+        self._processed_batches += len(outputs_ns)
         for now in outputs_ns:
             gap = now - last
             gaps[gap] = gaps.get(gap, 0) + count

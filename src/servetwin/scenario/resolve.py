@@ -18,6 +18,7 @@ from servetwin.scenario.schema import (
     Parallelism,
     Pool,
     Scenario,
+    SessionWorkload,
     TraceWorkload,
     Workload,
 )
@@ -49,7 +50,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
         network = network.model_copy(update={"graph": _absolute(network.graph, base)})
     changes = {
         "model": _resolved_model(scenario.model, base),
-        "workload": _resolved_workload(scenario.workload, base),
+        "workload": _resolved_workload(scenario, base),
         "nodes": nodes,
         "network": network,
         "pools": pools,
@@ -89,19 +90,38 @@ def _absolute(path: str, base: Path) -> str:
     return str((base / path).resolve())
 
 
-def _resolved_workload(workload: Workload, base: Path) -> Workload:
+def _resolved_workload(scenario: Scenario, base: Path) -> Workload:
+    workload = scenario.workload
     if isinstance(workload, TraceWorkload):
         return workload.model_copy(update={"trace": _absolute(workload.trace, base)})
-    changes: dict[str, Any] = {
-        "input_tokens": _resolved_lengths(workload.input_tokens, base),
-        "output_tokens": _resolved_lengths(workload.output_tokens, base),
-    }
+    names = ["input_tokens", "output_tokens"]
+    changes: dict[str, Any] = {}
+    if isinstance(workload, SessionWorkload):
+        names += ["turns", "first_input_tokens"]
+        if fan_out := workload.fan_out:
+            lengths = {
+                name: _resolved_lengths(getattr(fan_out, name), base)
+                for name in ("width", "input_tokens", "output_tokens")
+            }
+            changes["fan_out"] = fan_out.model_copy(update=lengths)
+    changes |= {name: _resolved_lengths(getattr(workload, name), base) for name in names}
+    if workload.models:
+        changes["models"] = {_asked_model(name, base): weight for name, weight in workload.models.items()}
     if workload.arrivals.process == "gamma" and workload.arrivals.burstiness is None:
         changes["arrivals"] = workload.arrivals.model_copy(update={"burstiness": 1.0})
     if workload.prefixes:
         tokens = _resolved_lengths(workload.prefixes.tokens, base)
         changes["prefixes"] = workload.prefixes.model_copy(update={"tokens": tokens})
     return workload.model_copy(update=changes)
+
+
+def _asked_model(name: str, base: Path) -> str:
+    """The model that requests ask for by `name`, as pools name theirs. InputError when there is none."""
+    try:
+        model_config(name, base)
+    except InputError as error:
+        raise error.at(field="workload.models") from None
+    return _resolved_model(name, base)
 
 
 def _resolved_lengths(lengths: Lengths, base: Path) -> Lengths:

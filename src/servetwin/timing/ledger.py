@@ -27,6 +27,33 @@ class Ledger:
         for kind, ns in zip(KINDS, shares, strict=False):
             setattr(self, kind, getattr(self, kind) + ns * times)
 
+    def book(self, shares: list[int]) -> None:
+        """Book ns by kind, in the order of the fields."""
+        measured, interpolated, extrapolated, analytic, assumed = shares
+        self.measured += measured
+        self.interpolated += interpolated
+        self.extrapolated += extrapolated
+        self.analytic += analytic
+        self.assumed += assumed
+
+    def add_all(self, other: Ledger) -> None:
+        """Book what `other` holds."""
+        self.measured += other.measured
+        self.interpolated += other.interpolated
+        self.extrapolated += other.extrapolated
+        self.analytic += other.analytic
+        self.assumed += other.assumed
+
+    def less(self, earlier: Ledger) -> Ledger:
+        """What has been booked since an earlier state."""
+        return Ledger(
+            self.measured - earlier.measured,
+            self.interpolated - earlier.interpolated,
+            self.extrapolated - earlier.extrapolated,
+            self.analytic - earlier.analytic,
+            self.assumed - earlier.assumed,
+        )
+
     def copy(self) -> Ledger:
         return Ledger(self.measured, self.interpolated, self.extrapolated, self.analytic, self.assumed)
 

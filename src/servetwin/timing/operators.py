@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from servetwin.errors import InputError
 from servetwin.model.kernels import AttentionKernel, Operator
@@ -19,6 +22,9 @@ UNEVEN = 0.055
 takes: t = t_equal + 0.055 (t_longest - t_equal). The pooled coefficient of LLMServingSim's published skew measurements
 (RTX PRO 6000, vLLM 0.19: 0.054 to 0.075 over three models), taken over for all devices."""
 
+MANY = 40
+"""Steps of a run from which on it is priced with arrays; below, Python's numbers are faster."""
+
 Needs = Literal["rows", "prefills", "decodes", "step"]
 """What an operator's time depends on: the rows it runs over; the prefills or the decodes of a step; all of it."""
 
@@ -33,6 +39,22 @@ class PrefillPricer(Protocol):
 
 class DecodePricer(Protocol):
     def __call__(self, seqs: int, tokens: int, context: int, /) -> Price: ...
+
+
+@runtime_checkable
+class RunPricer(Protocol):
+    """A `DecodePricer` that can price consecutive steps of an unchanged batch at once, with the same results."""
+
+    def __call__(self, seqs: int, tokens: int, context: int, /) -> Price: ...
+
+    def scaled(self, factor: float, /) -> RunPricer:
+        """One whose times are `factor` times as long."""
+
+    def few(self, seqs: int, tokens: int, context: int, steps: int, /) -> list[Price]:
+        """Prices of steps with contexts `context`, `context + seqs`, … (for a few steps, arrays cost too much)."""
+
+    def many(self, seqs: int, tokens: int, context: int, steps: int, /) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """The same as arrays: ns, and the kind of knowledge as its place in KINDS."""
 
 
 class StepPricer(Protocol):
@@ -133,11 +155,13 @@ class OperatorTimer:
         self._on_prefills = self._of("prefills")
         self._on_decodes = self._of("decodes")
         self._on_step = self._of("step")
+        self._on_runs = [(count, pricer) for count, pricer in self._on_decodes if isinstance(pricer, RunPricer)]
         self._token_shares: dict[int, tuple[int, ...]] = {}
         self._logit_shares: dict[int, tuple[int, ...]] = {}
         self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
         self._varying = [part for part in self.parts if needs(part.operator) != "rows"]
         self._stage_shares: dict[tuple[int, int], list[int]] = {}
+        self._fixed_shares: dict[tuple[int, int], tuple[int, list[int]]] = {}
 
     def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[float, Pricer]]:
         return [
@@ -148,40 +172,66 @@ class OperatorTimer:
 
     def step_ns(self, shape: StepShape) -> int:
         prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
-        tokens, logits = new + decoded, prefills + decoded
-        if self._padded is not None:
-            tokens = self._padded(tokens, prefills)
-        dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
-        head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
-        shares = [a + b for a, b in zip(dense, head, strict=True)]
+        total, fixed = self._fixed(new + decoded, prefills, decoded)
+        shares = fixed.copy()
         if prefills:
             for count, pricer in self._on_prefills:
                 ns, how = pricer(prefills, new, old, pairs)
-                shares[_INDEX[how]] += int(ns * count)
+                whole = int(ns * count)
+                shares[_INDEX[how]] += whole
+                total += whole
         if decodes:
             for count, pricer in self._on_decodes:
                 ns, how = uneven(pricer, decodes, decoded, context, longest)
-                shares[_INDEX[how]] += int(ns * count)
+                whole = int(ns * count)
+                shares[_INDEX[how]] += whole
+                total += whole
         for count, pricer in self._on_step:
             ns, how = pricer(shape)
-            shares[_INDEX[how]] += int(ns * count)
-        ledger = self.ledger
-        ledger.measured += shares[0]
-        ledger.interpolated += shares[1]
-        ledger.extrapolated += shares[2]
-        ledger.analytic += shares[3]
-        ledger.assumed += shares[4]
-        return sum(shares)
+            whole = int(ns * count)
+            shares[_INDEX[how]] += whole
+            total += whole
+        self.ledger.book(shares)
+        return total
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
         if shape.prefill_seqs or self._on_step:
             return [self.step_ns(shape.later(i)) for i in range(steps)]
         seqs, tokens, context, longest = shape[4:8]
-        rows = tokens if self._padded is None else self._padded(tokens, 0)
-        dense = self._token_shares.get(rows) or self._rows(self._token_shares, self._on_tokens, rows)
-        head = self._logit_shares.get(tokens) or self._rows(self._logit_shares, self._on_logits, tokens)
-        fixed = [a + b for a, b in zip(dense, head, strict=True)]
-        total, shares, durations = sum(fixed), [0] * len(KINDS), []
+        total, fixed = self._fixed(tokens, 0, tokens)
+        shares = [share * steps for share in fixed]
+        if len(self._on_runs) < len(self._on_decodes):
+            durations = self._step_by_step(shape, steps, total, shares)
+        elif steps < MANY:
+            durations = [total] * steps
+            for count, pricer in self._on_runs:
+                prices = pricer.few(seqs, tokens, context, steps)
+                if longest * seqs > context:
+                    others = pricer.few(seqs, tokens, longest * seqs, steps)
+                    prices = [
+                        (ns + UNEVEN * (other - ns), how) for (ns, how), (other, _) in zip(prices, others, strict=True)
+                    ]
+                for i, (ns, how) in enumerate(prices):
+                    whole = int(ns * count)
+                    shares[_INDEX[how]] += whole
+                    durations[i] += whole
+        else:
+            whole_steps = np.full(steps, total, np.int64)
+            for count, pricer in self._on_runs:
+                times, kinds = pricer.many(seqs, tokens, context, steps)
+                if longest * seqs > context:
+                    times += UNEVEN * (pricer.many(seqs, tokens, longest * seqs, steps)[0] - times)
+                wholes = (times * count).astype(np.int64)
+                whole_steps += wholes
+                for kind in range(int(kinds.min()), int(kinds.max()) + 1):
+                    shares[kind] += int(wholes[kinds == kind].sum())
+            durations = whole_steps.tolist()
+        self.ledger.book(shares)
+        return durations
+
+    def _step_by_step(self, shape: StepShape, steps: int, total: int, shares: list[int]) -> list[int]:
+        seqs, tokens, context, longest = shape[4:8]
+        durations = []
         for _ in range(steps):
             duration = total
             for count, pricer in self._on_decodes:
@@ -192,7 +242,6 @@ class OperatorTimer:
             durations.append(duration)
             context += seqs
             longest += 1
-        self.ledger.add(tuple(a * steps + b for a, b in zip(fixed, shares, strict=True)))
         return durations
 
     def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
@@ -266,6 +315,19 @@ class OperatorTimer:
         for part, ns, _ in priced:
             stages = [a + b for a, b in zip(stages, apportion(ns, part.operator.stages), strict=True)]
         return stages
+
+    def _fixed(self, tokens: int, prefills: int, decoded: int) -> tuple[int, list[int]]:
+        """Time of all operators that depend on numbers of rows alone: the sum, and by kind."""
+        if self._padded is not None:
+            tokens = self._padded(tokens, prefills)
+        logits = prefills + decoded
+        found = self._fixed_shares.get((tokens, logits))
+        if found is None:
+            dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
+            head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+            shares = [a + b for a, b in zip(dense, head, strict=True)]
+            found = self._fixed_shares[tokens, logits] = sum(shares), shares
+        return found
 
     def explain(self, shape: StepShape) -> list[tuple[str, int, str, str]]:
         """(operator, ns over all layers, kind of knowledge, source) of every operator of the step; the ns add up to

@@ -20,7 +20,7 @@ from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Experts, Gemm, Operator
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.ledger import Ledger
-from servetwin.timing.operators import Price, Pricer, Source, needs
+from servetwin.timing.operators import Price, Pricer, RunPricer, Source, needs
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 from servetwin.timing.stages import apportion
@@ -126,6 +126,8 @@ class CalibratedSource:
                 return price
             case AttentionKernel():
                 factor = prefill if needs(operator) == "prefills" else self._attention
+                if isinstance(priced, RunPricer):
+                    return priced.scaled(factor)
 
                 def scaled(*work: int) -> Price:
                     ns, how = priced(*work)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Collective, ExpertExchange, Experts, Gemm, Operator
 from servetwin.model.sharding import Sharding, split
+from servetwin.timing.kernels.attention import GenerationAttention
 from servetwin.timing.kernels.curve import Curve
 from servetwin.timing.kernels.latent import DEEPSEEK
 from servetwin.timing.kernels.tables import KernelTables
@@ -75,8 +79,7 @@ class Silicon:
         generation = self.tables.generation_attention(*layout)
         if generation is None:
             return None
-        on_decodes = generation.price
-        return lambda seqs, tokens, context: on_decodes(seqs, context)
+        return Decodes(generation)
 
     def _latent(self, op: AttentionKernel) -> Pricer | None:
         """The part of the timed modules that is neither a projection nor a small kernel, for which a step has operators
@@ -86,7 +89,7 @@ class Silicon:
             return None
         if not op.is_context:
             generation = self.tables.latent_generation(op.heads, _kv(op))
-            return None if generation is None else lambda seqs, tokens, old: generation.price(seqs, old)
+            return None if generation is None else Decodes(generation)
         context = self.tables.latent_context(op.heads, _kv(op))
         expand = self.tables.gemm_curve("bf16", *DEEPSEEK.kv_up(op.heads))
         if context is None or expand is None:
@@ -157,6 +160,28 @@ class Silicon:
             case _:
                 return None
         return _on_rows(curve, op.bytes_a_row)
+
+
+class Decodes:
+    """Decode attention from a table, times a factor."""
+
+    def __init__(self, generation: GenerationAttention, factor: float = 1.0) -> None:
+        self._generation, self._factor = generation, factor
+
+    def scaled(self, factor: float) -> Decodes:
+        return Decodes(self._generation, self._factor * factor)
+
+    def __call__(self, seqs: int, tokens: int, context: int) -> Price:
+        ns, how = self._generation.price(seqs, context)
+        return ns * self._factor, how
+
+    def few(self, seqs: int, tokens: int, context: int, steps: int) -> list[Price]:
+        prices, factor = self._generation.few_prices(seqs, context, steps), self._factor
+        return prices if factor == 1.0 else [(ns * factor, how) for ns, how in prices]  # type: ignore[return-value]
+
+    def many(self, seqs: int, tokens: int, context: int, steps: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        ns, kinds = self._generation.run_prices(seqs, context, steps)
+        return ns * self._factor, kinds
 
 
 def _kv(op: AttentionKernel) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -127,8 +129,40 @@ class GenerationAttention:
 
     def run(self, seqs: int, context_sum: int, steps: int) -> Floats:
         """Times in ns, shape (steps,), of consecutive decode steps of an unchanged batch; each equals `ns`."""
-        keys = (context_sum + seqs * np.arange(steps, dtype=np.int64)) / seqs + 1.0
-        return self.curve(seqs).many(np.minimum(keys, self._clip) if self._clip else keys)
+        return self.curve(seqs).many(self._keys(seqs, context_sum, steps))
+
+    def run_prices(self, seqs: int, context_sum: int, steps: int) -> tuple[Floats, NDArray[np.int8]]:
+        """`run`, and how each time is known, as its place in HOWS."""
+        return self.curve(seqs).many_prices(self._keys(seqs, context_sum, steps))
+
+    def _keys(self, seqs: int, context_sum: int, steps: int) -> Floats:
+        keys: Floats = (context_sum + seqs * np.arange(steps, dtype=np.int64)) / seqs + 1.0
+        return np.minimum(keys, self._clip) if self._clip else keys
+
+    def few_prices(self, seqs: int, context_sum: int, steps: int) -> list[tuple[float, How]]:
+        """`price` of consecutive decode steps of an unchanged batch, without the cost of arrays."""
+        curve, clip = self._curves.get(seqs) or self.curve(seqs), self._clip
+        xs = curve.xs
+        prices: list[tuple[float, How]] = []
+        x = y = slope = 0.0
+        upto = -math.inf  # where the straight line ends that the last step was on
+        at: How = curve.shape_how
+        after = at
+        for context in range(context_sum, context_sum + steps * seqs, seqs):
+            keys = context / seqs + 1.0
+            if clip and keys > clip:
+                keys = clip
+            if keys >= upto:
+                i = bisect_right(xs, keys) - 1
+                if i < 0:
+                    prices.append(curve.price(keys))
+                    continue
+                x, y, slope = xs[i], curve.ys[i], curve.slopes[i]
+                at, after = curve.known(i)
+                upto = xs[i + 1] if i + 1 < len(xs) else math.inf
+            beyond = keys - x
+            prices.append((y + slope * beyond, after) if beyond else (y, at))
+        return prices
 
     def curve(self, seqs: int) -> Curve:
         """Time over the mean number of keys (context + 1), for one batch size."""

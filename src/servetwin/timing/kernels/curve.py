@@ -13,6 +13,9 @@ How = Literal["measured", "interpolated", "extrapolated"]
 Floats = NDArray[np.float64]
 Sizes = Sequence[float] | Floats
 
+HOWS: tuple[How, ...] = ("measured", "interpolated", "extrapolated")
+"""From the best known to the worst, as the fields of a `Ledger` begin."""
+
 _RANK: dict[How, int] = {"measured": 0, "interpolated": 1, "extrapolated": 2}
 
 
@@ -79,6 +82,26 @@ class Curve:
     def how(self, size: float) -> How:
         """How that time is known."""
         return self.price(size)[1]
+
+    def known(self, point: int) -> tuple[How, How]:
+        """How times are known at a point, and between it and the next one."""
+        return self._at[point], self._after[point]
+
+    def many_prices(self, sizes: ArrayLike) -> tuple[Floats, NDArray[np.int8]]:
+        """Times in ns at many sizes, and how each is known, as its place in HOWS: bit for bit those of `price`."""
+        x = np.asarray(self.xs)
+        at = np.asarray(sizes, dtype=np.float64)
+        i = np.searchsorted(x, at, side="right") - 1
+        inside = np.maximum(i, 0)
+        beyond = at - x[inside]
+        times: Floats = np.asarray(self.ys)[inside] + np.asarray(self.slopes)[inside] * beyond
+        hows = np.array([[HOWS.index(how) for how in known] for known in (self._at, self._after)], np.int8)
+        kinds = np.where(beyond != 0, hows[1][inside], hows[0][inside])
+        if i.size and i.min() < 0:
+            below = i < 0
+            times[below] = self.ys[0]
+            kinds[below] = HOWS.index("extrapolated")
+        return times, kinds
 
     def many(self, sizes: ArrayLike) -> Floats:
         """Times in ns at many sizes, bit for bit those of `ns`."""
