@@ -206,6 +206,15 @@ class TestOneRank:
         assert ran.passes() == [[], []]
 
     @pytest.mark.parametrize("pipeline", [2, 3])
+    def test_preempts_in_a_pipeline_with_nothing_else_to_run(self, pipeline: int) -> None:
+        engine = SYNC | {"num_gpu_blocks_override": 11, "max_model_len": 160, "version": "vllm-0.19"}
+        engine |= {"scheduling_policy": "priority", "scheduler_reserve_full_isl": False, "max_num_batched_tokens": 320}
+        lengths = [(48, 78), (10, 3), (78, 2), (10, 3), (25, 92)]
+        ran = serve([Row(0, prompt=prompt, output=output) for prompt, output in lengths], engine, pipeline=pipeline)
+        assert [request.outputs for request in ran.requests] == [output for _, output in lengths]
+        assert ran.engines[0].scheduler.preemptions > 0
+
+    @pytest.mark.parametrize("pipeline", [2, 3])
     def test_drains_before_the_others_in_a_pipeline(self, pipeline: int) -> None:
         rows = [Row(0, output=2 if i % 2 else 70) for i in range(8)] + [Row(50_000, output=3)]
         ran = serve(rows, SYNC, pipeline=pipeline)

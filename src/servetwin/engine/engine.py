@@ -189,11 +189,15 @@ class Engine:
         """
         if self._ran or not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
             return False
-        return bool(batch.preempted) or not self._fail_unservable(now)
+        return self._has_preempted(batch) or not self._fail_unservable(now)
+
+    def _has_preempted(self, batch: Batch) -> bool:
+        """Whether `batch` or an empty one behind it, the last to be scheduled, has changed the queue."""
+        return any(each.preempted for each in (batch, *self._batches))
 
     def _next_look(self, now: int, batch: Batch) -> int | None:
         """When to schedule again after `batch` came out empty."""
-        if batch.preempted:  # the queue is another one now
+        if self._has_preempted(batch):  # the queue is another one now
             return now + (self.poll_ns or 0)
         connector = self.scheduler.connector
         end = connector.next_end_ns if connector else None

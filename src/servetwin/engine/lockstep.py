@@ -100,7 +100,7 @@ class LockStep:
             self._promise = None
         while True:
             for each in self.ranks:
-                each.settle(now)
+                each.go_on(now)
             self._agree()
             now = coast(self, now)
             acting = [each for each in self.ranks if each.stage is Stage.TOP]

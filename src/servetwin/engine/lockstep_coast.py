@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.coast import SHORTEST, apply, batch_in_flight, plan
 from servetwin.engine.rank import Rank, Stage
+from servetwin.errors import InputError
 from servetwin.timing.shape import StepShape
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ def coast(group: LockStep, now: int) -> int:
         shapes[rank], steps = planned
     assert steps is not None
     saved = [rank.timer.ledger.copy() for rank in group.ranks]
-    run = _times(group, start, now, _durations(group, shapes, steps), horizon)
-    done = len(run.ends)
+    try:
+        run = _times(group, start, now, _durations(group, shapes, steps), horizon)
+        done = len(run.ends)
+    except InputError:  # a pass of the run cannot be priced, but the group may never come to that one
+        done = 0
     if done < steps:
         # Passes priced for nothing must not count in the ledgers.
         for rank, ledger in zip(group.ranks, saved, strict=True):

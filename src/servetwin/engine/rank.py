@@ -119,7 +119,7 @@ class Rank(Engine):
         self.stage = stage
         self.awaiting = not (stage is Stage.PAUSED or (stage is Stage.POLL and self.group.alone))
 
-    def settle(self, now: int) -> None:
+    def go_on(self, now: int) -> None:
         """Take note of what has happened by `now`."""
         match self.stage:
             case Stage.PAUSED:
