@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from servetwin.cluster.frontend import GATHER_NS, FrontEnd
 from servetwin.cluster.routing import Router
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request, Status
@@ -43,8 +44,10 @@ class Cluster:
         self._order = _release_order(table)
         self._next = next(self._order, None)
         """the next open-loop arrival (time, row)"""
-        self._deliveries: list[tuple[int, int, int, Request, bool]] = []
-        """(time, 0 arrival / 1 abort, row, request, whether it is an abort) on their way to an engine's inbox"""
+        self._deliveries: list[tuple[int, int, int, Request | None, bool]] = []
+        """(time, 0 arrival / 1 abort, row, request, whether it is an abort) on their way to an engine's inbox, and
+        (time, 2, engine, None, False) when the engine's front end gathers the next prompts to tokenise"""
+        self._front_ends: list[FrontEnd] = []
         self._wakes: list[tuple[int, int]] = []
         self._wake_of: list[int | None] = []
         self._in_system = 0
@@ -70,7 +73,7 @@ class Cluster:
         """The earliest time at which something can reach `engine` from outside; None: nothing will any more."""
         soonest = self._deliveries[0][0] if self._deliveries else None
         if self._next is not None:
-            arrival = self._next[0] + self._front_end(engine)
+            arrival = self._next[0] + (0 if self.table.at_engine else self._front_ends[engine.number].shortest())
             soonest = arrival if soonest is None or arrival < soonest else soonest
         if self._backlog and len(self.engines) > 1:
             # A request that ends elsewhere may send the next one here.
@@ -84,6 +87,7 @@ class Cluster:
     def run(self) -> None:
         """Run until every request has ended."""
         self._wake_of = [None] * len(self.engines)
+        self._front_ends = [FrontEnd(engine.host) for engine in self.engines]
         self._fill(0)
         while True:
             wake = self._wakes[0] if self._wakes else None
@@ -96,7 +100,10 @@ class Cluster:
                     continue
             elif delivery is not None and (wake is None or delivery[0] <= wake[0]):
                 heapq.heappop(self._deliveries)
-                self._deliver(delivery[3], delivery[4], delivery[0])
+                if delivery[3] is None:
+                    self._tokenise(delivery[2], delivery[0])
+                else:
+                    self._deliver(delivery[3], delivery[4], delivery[0])
                 continue
             if wake is None:
                 if self.unfinished:  # C2: nothing is left to happen, so they would never end
@@ -149,15 +156,29 @@ class Cluster:
             )
             self._leave(request)
             return
-        request.queued_ns = time + self._front_end(engine)
-        heapq.heappush(self._deliveries, (request.queued_ns, 0, row, request, False))
+        front_end = self._front_ends[engine.number]
+        if self.table.at_engine:
+            self._send(request, time)
+        elif front_end.passes(request):
+            self._send(request, time + engine.host.request_ns)
+        elif front_end.idle():
+            heapq.heappush(self._deliveries, (time + GATHER_NS, 2, engine.number, None, False))
+
+    def _tokenise(self, number: int, time: int) -> None:
+        """An engine's front end takes up the next prompts."""
+        batch, spent = self._front_ends[number].gather()
+        for request in batch:
+            self._send(request, time + spent + self.engines[number].host.request_ns)
+        if batch:
+            heapq.heappush(self._deliveries, (time + spent + GATHER_NS, 2, number, None, False))
+
+    def _send(self, request: Request, time: int) -> None:
+        """The request will be in its engine's inbox at `time`."""
+        request.queued_ns = time
+        heapq.heappush(self._deliveries, (time, 0, request.row, request, False))
         if request.abort_ns >= 0:
             # A client may give up while its request is still on its way; the engine hears of it behind the request.
-            heapq.heappush(self._deliveries, (max(request.abort_ns, request.queued_ns), 1, row, request, True))
-
-    def _front_end(self, engine: Engine) -> int:
-        """Time between a client's request and its arrival in the engine."""
-        return 0 if self.table.at_engine else engine.host.request_ns
+            heapq.heappush(self._deliveries, (max(request.abort_ns, time), 1, request.row, request, True))
 
     def _deliver(self, request: Request, abort: bool, time: int) -> None:
         engine = self.engines[request.engine]
