@@ -21,7 +21,7 @@ from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
-from servetwin.memory.prefix import OwnChain, PrefixChain
+from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
 from servetwin.model import Sharding, dtypes_of, load_architecture
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for
@@ -262,5 +262,11 @@ class _RequestMaker:
             return None
         chain = self._chains.get((row, block_size))
         if chain is None:
-            chain = self._chains[row, block_size] = PrefixChain(keys_of(self._table, row, block_size).key)
+            chain = self._chains[row, block_size] = _chain(self._table, row, block_size)
         return chain
+
+
+def _chain(table: RequestTable, row: int, block_size: int) -> Chain:
+    if table.token_ids is not None or table.segments is None:
+        return PrefixChain(keys_of(table, row, block_size).key)
+    return SegmentChain(table.segments[row], table.output_seed(row), block_size)
