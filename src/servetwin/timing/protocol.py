@@ -20,4 +20,5 @@ class StepTimer(Protocol):
         """Device times of `steps` consecutive steps of one pure-decode batch, the first of shape `shape`.
 
         Equal, and accounted in the ledger equally, to calling `step_ns` on shape.later(0), shape.later(1), ...
+        Where one of them is refused with an InputError, none is accounted.
         """
