@@ -15,18 +15,28 @@ from servetwin.memory.blocks import NULL, BlockPool
 from servetwin.memory.counted import CountedKV
 
 
+def free_list(pool: BlockPool) -> list[int]:
+    """Free blocks in the order in which they would be taken."""
+    return [block for block in pool._queue[pool._head :] if block != NULL]
+
+
 def check_pool(pool: BlockPool, references: Counter[int]) -> None:
     """B1-B3, and that the count of each block is the number of its `references`."""
-    indexed = [(block, key) for key, blocks in pool._index.items() for block in blocks]
+    indexed = [(block, key) for key, block in pool._index.items()]
+    indexed += [(block, key) for key, blocks in pool._copies.items() for block in blocks]
+    queued = pool._queue[pool._head :]
+    places = {block: pool._base + pool._head + i for i, block in enumerate(queued) if block != NULL}
+    assert places == pool._at, "the free list and the places in it"
+    assert len(places) == len(queued) - queued.count(NULL), "B1: a block stands in the free list twice"
     by_block = dict(indexed)
     assert len(indexed) == len(by_block), "B2: a block stands in the index twice"
     for block in range(1, pool.usable + 1):
-        assert pool._count[block] == references[block], f"block {block} is not counted as often as it is owned"
-        assert (block in pool._free) == (pool._count[block] == 0), f"B1: block {block}"
+        assert pool.references(block) == references[block], f"block {block} is not counted as often as it is owned"
+        assert (block in pool._at) == (pool.references(block) == 0), f"B1: block {block}"
         assert pool._key[block] == by_block.get(block), f"B2: block {block}"
-    assert NULL not in pool._free, "B3"
+    assert NULL not in pool._at, "B3"
+    assert NULL not in pool._shared, "B3"
     assert NULL not in by_block, "B3"
-    assert pool._count[NULL] == 0, "B3"
     assert pool._key[NULL] is None, "B3"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servetwin.memory.blocks import NULL, BlockPool
-from servetwin.memory.kv import Group, KVCache, groups_for
-from servetwin.memory.prefix import OwnChain, PrefixChain
+from servetwin.memory.kv import Chain, Group, KVCache, groups_for
+from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
 from servetwin.workload.identity import BlockKeys
-from watching import check_pool
+from watching import check_pool, free_list
 
 SIZE = 4
 """tokens in a block"""
@@ -27,8 +27,18 @@ def tokens_of(segments: Segments, output_seed: int, length: int) -> list[tuple[i
     return (prompt + [(output_seed, j) for j in range(length)])[:length]
 
 
-def chain_of(segments: Segments, output_seed: int, size: int = SIZE) -> PrefixChain:
+Make = Callable[..., Chain]
+
+
+def chain_of(segments: Segments, output_seed: int, size: int = SIZE) -> Chain:
     return PrefixChain(BlockKeys(segments, output_seed, size).key)
+
+
+def by_segments(segments: Segments, output_seed: int, size: int = SIZE) -> Chain:
+    return SegmentChain(segments, output_seed, size)
+
+
+MAKES = pytest.mark.parametrize("make", [chain_of, by_segments])
 
 
 class PlainChain:
@@ -40,16 +50,22 @@ class PlainChain:
     def __getitem__(self, block: int) -> Hashable:
         return tuple(self.tokens[: (block + 1) * SIZE])
 
+    def names(self, first: int, last: int) -> list[Hashable]:
+        return [self[block] for block in range(first, last)]
+
 
 segments_strategy = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), max_size=5)
 
 
+@MAKES
 @settings(max_examples=150, deadline=None)
-@given(st.lists(segments_strategy, min_size=2, max_size=4), st.integers(1, 5))
-def test_chains_are_equal_exactly_where_prefixes_are(prompts: list[Segments], size: int) -> None:
+@given(prompts=st.lists(segments_strategy, min_size=2, max_size=4), size=st.integers(1, 5))
+def test_chains_are_equal_exactly_where_prefixes_are(make: Make, prompts: list[Segments], size: int) -> None:
     length = 8 * size
-    chains = [chain_of(prompt, -1 - i, size) for i, prompt in enumerate(prompts)]
+    chains = [make(prompt, -1 - i, size) for i, prompt in enumerate(prompts)]
     texts = [tokens_of(prompt, -1 - i, length) for i, prompt in enumerate(prompts)]
+    for each in chains:
+        assert [list(each.names(i, 8)) for i in range(9)] == [[each[j] for j in range(i, 8)] for i in range(9)]
     for a, text in zip(chains, texts, strict=True):
         for b, other in zip(chains, texts, strict=True):
             for block in range(8):
@@ -57,15 +73,17 @@ def test_chains_are_equal_exactly_where_prefixes_are(prompts: list[Segments], si
                 assert (a[block] == b[block]) == (text[:end] == other[:end])
 
 
-def test_chains_know_a_quoted_answer() -> None:
+@MAKES
+def test_chains_know_a_quoted_answer(make: Make) -> None:
     """A later prompt that repeats prompt and answer of request 0 names the same blocks."""
-    first, second = chain_of([(7, 10)], -1), chain_of([(7, 10), (-1, 20)], -2)
+    first, second = make([(7, 10)], -1), make([(7, 10), (-1, 20)], -2)
     assert [first[i] for i in range(7)] == [second[i] for i in range(7)]
     assert first[7] != second[7], "the answer goes on, the quotation does not"
 
 
-def test_chains_may_be_asked_in_any_order() -> None:
-    one, other = chain_of([(1, 40)], -1), chain_of([(1, 40)], -1)
+@MAKES
+def test_chains_may_be_asked_in_any_order(make: Make) -> None:
+    one, other = make([(1, 40)], -1), make([(1, 40)], -1)
     assert [one[i] for i in (9, 0, 5)] == [[other[i] for i in range(10)][at] for at in (9, 0, 5)]
 
 
@@ -181,7 +199,7 @@ def test_same_blocks_as_the_naive_model(script: list[Any], usable: int, unkeyed_
                 naive.release(request)
                 del texts[request], computed[request]
         assert {request: holding.tables[0] for request, holding in cache.holdings.items()} == naive.tables
-        assert list(pool._free) == naive.free, "blocks would be reused in another order"
+        assert free_list(pool) == naive.free, "blocks would be reused in another order"
         check_pool(pool, Counter(block for table in naive.tables.values() for block in table))
         assert (pool.free, pool.used) == (len(naive.free), usable - len(naive.free))
 
@@ -250,10 +268,10 @@ class TestAllocation:
         cache = self.cache(usable=3)
         cache.allocate(1, computed=0, new=8, known=8, chain=OwnChain(1))
         cache.free(1)
-        free = list(cache.pool._free)
+        free = free_list(cache.pool)
         hit = cache.lookup(OwnChain(1), 8)
         assert not cache.allocate(2, computed=0, new=9, known=17, chain=OwnChain(1), hit=hit)
-        assert list(cache.pool._free) == free
+        assert free_list(cache.pool) == free
         assert cache.holdings == {}
 
     @pytest.mark.parametrize(("left", "done"), [(2, True), (3, False)])

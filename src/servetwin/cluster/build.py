@@ -26,7 +26,7 @@ from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
-from servetwin.memory.prefix import OwnChain, PrefixChain
+from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
 from servetwin.model import dtypes_of, load_architecture
 from servetwin.model.layers import MoE
 from servetwin.scenario.placement import devices_of, placed
@@ -34,7 +34,7 @@ from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
-from servetwin.workload.identity import keys_of, shares_prompts
+from servetwin.workload.identity import keys_of, prompt_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
 
@@ -307,5 +307,11 @@ class _RequestMaker:
             return None
         chain = self._chains.get((row, block_size))
         if chain is None:
-            chain = self._chains[row, block_size] = PrefixChain(keys_of(self._table, row, block_size).key)
+            chain = self._chains[row, block_size] = _chain(self._table, row, block_size)
         return chain
+
+
+def _chain(table: RequestTable, row: int, block_size: int) -> Chain:
+    if table.token_ids is not None:
+        return PrefixChain(keys_of(table, row, block_size).key)
+    return SegmentChain(prompt_of(table, row), table.output_seed(row), block_size)

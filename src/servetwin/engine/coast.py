@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.scheduler import Scheduler
 from servetwin.errors import InputError
-from servetwin.timing.ledger import Ledger
+from servetwin.memory.counted import CountedKV
+from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 
 if TYPE_CHECKING:
@@ -52,13 +54,14 @@ class Run:
     Until then it can be cut short, and the KV cache be brought to the state of any moment of it.
     """
 
-    __slots__ = ("_flying", "_priced", "_used", "shape", "steps", "times")
+    __slots__ = ("_flying", "_taken", "_used", "shape", "steps", "times")
 
-    def __init__(self, shape: StepShape, steps: int, times: Times, priced: Ledger, flying: Batch | None) -> None:
-        self.shape, self.steps, self.times = shape, steps, times
-        self._priced, self._flying = priced, flying
+    def __init__(self, shape: StepShape, steps: int, times: Times, flying: Batch | None) -> None:
+        self.shape, self.steps, self.times, self._flying = shape, steps, times, flying
+        self._taken = 0
+        """steps whose blocks are taken"""
         self._used: list[int] = []
-        """blocks in use after each of the steps whose blocks are taken"""
+        """blocks in use after each of them"""
 
     @property
     def end_ns(self) -> int:
@@ -74,17 +77,17 @@ class Run:
         self._take(scheduler, max(1, bisect_left(self.times.tops, now, hi=self.steps)))
 
     def _take(self, scheduler: Scheduler, steps: int) -> None:
-        self._used += take_blocks(scheduler, len(self._used), steps)
+        if steps > self._taken:
+            self._used += take_blocks(scheduler, self._taken, steps)
+            self._taken = steps
 
     def carry_out(self, engine: Engine) -> Batch | None:
         """Leave `engine` as single steps would have; the batch that is then in flight."""
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
         tops, begins, ends = self.times
         if steps < len(ends):
-            engine.timer.run_ns(shape, steps)  # for the ledger: what was priced is not what happened
+            _unbook(engine.timer, shape.later(steps), len(ends) - steps)
             del tops[steps + 1 :], begins[steps:], ends[steps:]
-        else:
-            engine.timer.ledger.add_all(self._priced)
         rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
         self._take(scheduler, steps)
         _hand_out(scheduler, tops[1:])
@@ -117,22 +120,31 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if planned is None:
         return None
     shape, steps = planned
-    ledger, seqs = engine.timer.ledger, shape.decode_seqs
-    saved = ledger.copy()
+    seqs = shape.decode_seqs
     try:
         durations = engine.timer.run_ns(shape, steps)
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
         return None
-    finally:
-        priced = ledger.less(saved)
-        ledger.restore(saved)
     gap = engine.host.gap(seqs)
-    when = times(now, flying.end_ns if flying else None, [ns + gap for ns in durations], engine.host.before(seqs))
+    if gap:
+        durations = [ns + gap for ns in durations]
+    when = times(now, flying.end_ns if flying else None, durations, engine.host.before(seqs))
     if horizon is not None and when.tops[-1] >= horizon:
-        steps = bisect_left(when.tops, horizon) - 1
-        if steps < SHORTEST:
+        fit = bisect_left(when.tops, horizon) - 1
+        if fit < SHORTEST:
+            _unbook(engine.timer, shape, steps)
             return None
-    return Run(shape, steps, when, priced, flying)
+        steps = fit
+    return Run(shape, steps, when, flying)
+
+
+def _unbook(timer: StepTimer, shape: StepShape, steps: int) -> None:
+    """Take steps that were priced and will not happen out of the ledger again."""
+    ledger = timer.ledger
+    saved = ledger.copy()
+    timer.run_ns(shape, steps)
+    priced = ledger.less(saved)
+    ledger.restore(saved.less(priced))
 
 
 def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) -> Plan | None:
@@ -174,12 +186,23 @@ def times(now: int, device_free: int | None, durations: Sequence[int], before: i
     flight until `device_free`; a loop top is the end of the step before the last one, so that a step begins when the
     device is free and the host has prepared it.
     """
+    if device_free is None:
+        ends = list(accumulate([ns + before for ns in durations] if before else durations, initial=now))
+        tops = ends.copy()
+        del ends[0]
+        return Times(tops, [top + before for top in tops[:-1]], ends)
+    if now + before <= device_free and before <= min(durations, default=before):  # the device never waits for the host
+        ends = list(accumulate(durations, initial=device_free))
+        begins = ends[:-1]
+        tops = [now, *begins]
+        del ends[0]
+        return Times(tops, begins, ends)
     tops, begins, ends = [now], [], []
-    free = now if device_free is None else device_free
+    free = device_free
     for ns in durations:
         begin = max(free, tops[-1] + before)
         begins.append(begin)
-        tops.append(begin + ns if device_free is None else free)
+        tops.append(free)
         free = begin + ns
         ends.append(free)
     return Times(tops, begins, ends)
@@ -196,11 +219,17 @@ def apply(scheduler: Scheduler, outputs_ns: Sequence[int]) -> list[int]:
 def take_blocks(scheduler: Scheduler, first: int, last: int) -> list[int]:
     """Give the riders the blocks for steps `first` up to before `last` of a run that `scheduler` has not been told of;
     the blocks in use after each."""
-    used, pool, number = [], scheduler.kv.pool, scheduler.scheduled_batches + 1
+    kv, number = scheduler.kv, scheduler.scheduled_batches + 1
+    if isinstance(kv, CountedKV):
+        riders, used = scheduler.riders, kv.pool.used
+        each = list(accumulate([riders.blocks(number + step) for step in range(first, last)], initial=used))
+        kv.pool.free -= each[-1] - used
+        return each[1:]
+    after = []
     for step in range(first, last):
         scheduler.take_blocks(number + step)
-        used.append(pool.used)
-    return used
+        after.append(kv.pool.used)
+    return after
 
 
 def _hand_out(scheduler: Scheduler, outputs_ns: Sequence[int]) -> None:

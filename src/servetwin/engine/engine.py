@@ -104,11 +104,13 @@ class Engine:
                 if batches[0].end_ns > now:
                     return batches[0].end_ns
                 oldest = batches.popleft()
-                self._finish(oldest, now)
+                for request in scheduler.update(oldest, now):
+                    self.on_end(request, now)
                 self.awaiting = False
-                if self._stuck(oldest, now):
+                if not self._ran and self._stuck(oldest, now):
                     return self._next_look(now, oldest)
-            self._open_inbox(now)
+            if self.inbox:
+                self._open_inbox(now)
             if self._horizon is not None and scheduler.riders.count and (batches or self._room == 1):
                 flying = batches[0] if batches else None
                 if self._runs_ahead:
@@ -130,7 +132,7 @@ class Engine:
                     batch.end_ns = max(now, self._last_end)
                 batches.append(batch)
                 if len(batches) < self._room and (self._ran or scheduler.has_work):
-                    if self._stuck(batch, now):
+                    if not self._ran and self._stuck(batch, now):
                         return self._next_look(now, batch)
                     continue
             elif batches:
@@ -183,11 +185,12 @@ class Engine:
         return True
 
     def _stuck(self, batch: Batch, now: int) -> bool:
-        """`batch` came out empty, though requests are there, and nothing runs: at this moment nothing more can be done.
+        """Nothing was run last. `batch` came out empty, though requests are there, and nothing runs: at this moment
+        nothing more can be done.
 
         Where a request that can never be served is in the way, it is ended, and the next one can be tried at once.
         """
-        if self._ran or not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
+        if not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
             return False
         return self._has_preempted(batch) or not self._fail_unservable(now)
 
@@ -229,19 +232,15 @@ class Engine:
         shape = batch.measure()
         host, seqs = self.host, len(batch)
         ready = now + host.before(seqs)
-        parts = self.stage_times(shape, self.timer.step_ns(shape) + host.gap(seqs))
-        free = self._device_free
-        batch.begin_ns = max(ready, free[0])
-        at = ready
-        for stage, ns in enumerate(parts):
-            at = max(at, free[stage]) + ns
-            free[stage] = at
+        ns, free = self.timer.step_ns(shape) + host.gap(seqs), self._device_free
+        batch.begin_ns = at = max(ready, free[0])
+        if len(free) == 1:
+            free[0] = at = at + ns
+        else:
+            for stage, part in enumerate(self.stage_times(shape, ns)):
+                free[stage] = at = max(at, free[stage]) + part
         batch.end_ns = self._last_end = at
         batch.index = self.steps
         self.steps += 1
         self.last_batch = batch
         self.log.step(self.number, batch, self.scheduler.options.usable_blocks - batch.free)
-
-    def _finish(self, batch: Batch, now: int) -> None:
-        for request in self.scheduler.update(batch, now):
-            self.on_end(request, now)

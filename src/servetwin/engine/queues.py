@@ -59,7 +59,7 @@ class ByPriority:
         return heapq.heappop(self._heap)[1]
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (request.sort_key, request))
+        heapq.heappush(self._heap, ((request.priority, request.arrival_ns, str(request.row)), request))
 
     def push_front(self, requests: Iterable[Request]) -> None:
         for request in requests:

@@ -65,7 +65,6 @@ class Request:
         "row",
         "scheduled_ns",
         "session",
-        "sort_key",
         "stale",
         "status",
         "stop_after",
@@ -99,7 +98,6 @@ class Request:
         self.abort_ns = abort_ns
         self.session = session
         self.engine = -1
-        self.sort_key = (priority, arrival_ns, str(row))
         self.status = Status.WAITING
         self.reason = ""
         self.computed = self.placeholders = self.in_flight = self.outputs = 0

@@ -150,10 +150,14 @@ class Scheduler:
         """The next batch (perhaps empty). Computed tokens advance here, so that the next chunk can follow at once."""
         batch = Batch(now)
         budget = self.options.max_num_batched_tokens
-        threshold = self._prefill_threshold()
-        hold_prefills = self._holds_prefills()
         if self.riders.count:
             budget = self._ride(batch, budget)
+            if batch.riders and not self.plain and not self.waiting_count:
+                self._capacity_bound = False
+                self._schedule_riders(batch)
+                return batch
+        threshold = self._prefill_threshold()
+        hold_prefills = self._holds_prefills()
         if self.plain:
             budget = self._continue_running(batch, budget, threshold, hold_prefills)
         # Only these two rules ask whether a running request was still at its prompt.
@@ -178,6 +182,15 @@ class Scheduler:
         batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free
         self._unflushed = False
         return batch
+
+    def _schedule_riders(self, batch: Batch) -> None:
+        """The rest of `schedule` where there is nobody but riders."""
+        self._executed_steps += 1
+        self.scheduled_batches += 1
+        batch.number = self.scheduled_batches
+        self.flying.append(batch)
+        batch.running, batch.free = len(self.running), self.kv.pool.free
+        self._unflushed = False
 
     def _prefill_threshold(self) -> int:
         """Most tokens that one request may take in this step; 0 = no limit. Nobody is starved by a lone request."""
@@ -595,6 +608,8 @@ class Scheduler:
         speculative = self.options.speculative_tokens
         longest, size = self.options.max_model_len, self.options.block_size
         commits_drafts = speculative and self.options.commits_drafts_at_output
+        if not batch.requests:
+            return self._end_copies(now)
         gaps = self.gaps
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
@@ -660,10 +675,15 @@ class Scheduler:
             for request in batch.requests:
                 if not request.finished:
                     request.drafts = 0 if request.prefilling else speculative
+        self._end_copies(now)
+        return ended
+
+    def _end_copies(self, now: int) -> list[Request]:
+        """Look which copies have ended; nobody ends with that."""
         if self.connector is not None:
             for request in self.connector.ended(now):
                 self._copied(request)
-        return ended
+        return []
 
     def _copied(self, request: Request) -> None:
         if request.status == Status.LOADING:

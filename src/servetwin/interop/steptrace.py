@@ -22,9 +22,8 @@ from servetwin.engine.scheduler import Scheduler
 from servetwin.engine.transfer import KVConnector
 from servetwin.errors import InputError
 from servetwin.interop.steptrace_check import check_header, check_request
-from servetwin.memory.prefix import PrefixChain
+from servetwin.memory.prefix import SegmentChain
 from servetwin.timing.linear import LinearTimer
-from servetwin.workload.identity import BlockKeys
 
 COMPARED = ("t", "b", "e", "s", "p", "run", "wait", "free")
 _MASK = (1 << 64) - 1
@@ -242,7 +241,7 @@ def _request(trace: StepTrace, record: dict[str, Any], options: SchedulerOptions
     segments = [(int(seed), int(length)) for seed, length in record["prompt"]]
     prompt = sum(length for _, length in segments)
     row = int(record["r"])
-    chain = PrefixChain(BlockKeys(segments, _OUTPUT_SEED + row, options.block_size).key)
+    chain = SegmentChain(segments, _OUTPUT_SEED + row, options.block_size)
     return Request(
         row,
         int(record["at"]),

@@ -7,7 +7,7 @@ The rules are those of vLLM's V1 KV cache manager.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,6 +18,9 @@ class Chain(Protocol):
     """Identity of a request's full blocks: element i names the whole prefix up to block i."""
 
     def __getitem__(self, block: int, /) -> Hashable: ...
+
+    def names(self, first: int, last: int, /) -> Iterable[Hashable]:
+        """Elements `first` up to before `last`."""
 
 
 @dataclass(slots=True)
@@ -111,6 +114,9 @@ class KVCache:
         """The longest run of cached full blocks among the first `tokens` tokens that every group can start from."""
         if not self.caching:
             return self.miss
+        if self._one_full:
+            hit = self.pool.find_all(chain.names(0, tokens // self.block_size))
+            return Hit(len(hit) * self.block_size, (hit,)) if hit else self.miss
         length, found = tokens // self.block_size, list(self.miss.blocks)
         looked_up: set[int] = set()
         farthest = 0
@@ -134,13 +140,7 @@ class KVCache:
         return Hit(length * self.block_size, blocks, junction * self.block_size)
 
     def _full_hit(self, group: int, chain: Chain, blocks: int) -> list[int]:
-        find, hit = self.pool.find, []
-        for i in range(blocks):
-            block = find(self._key(group, chain[i]))
-            if block == NULL:
-                break
-            hit.append(block)
-        return hit
+        return self.pool.find_all(self._key(group, link) for link in chain.names(0, blocks))
 
     def _sliding_hit(self, group: int, chain: Chain, blocks: int) -> list[int]:
         """From the right: the first run of cached blocks that covers a window; else the run at the very start."""
@@ -179,7 +179,8 @@ class KVCache:
             adopted = hit.blocks[i]
             needed += max(required - max(skipped, len(adopted)), 0)
             # A hit block that nobody owns counts too: adopting it takes it from the free list.
-            needed += sum(1 for block in adopted[skipped:] if block != NULL and self.pool.is_free(block))
+            if adopted:
+                needed += self.pool.free_among(adopted[skipped:])
         return needed
 
     def allocate(
@@ -248,8 +249,7 @@ class KVCache:
             full, cached = min(tokens, known) // self.block_size, holding.cached[0]
             if full > cached:
                 assert chain is not None
-                for j in range(cached, full):
-                    self.pool.cache(table[j], chain[j])
+                self.pool.cache_all(table[cached:full], chain.names(cached, full))
                 holding.cached[0] = full
         return True
 
@@ -273,6 +273,12 @@ class KVCache:
         """Make the full blocks among the first `tokens` tokens findable."""
         full, holding = tokens // self.block_size, self.holdings.get(request)
         if holding is None or not self.caching:
+            return
+        if self._one_full:
+            cached = holding.cached[0]
+            if full > cached:
+                self.pool.cache_all(holding.tables[0][cached:full], chain.names(cached, full))
+                holding.cached[0] = full
             return
         for i, table in enumerate(holding.tables):
             window = self.groups[i].window

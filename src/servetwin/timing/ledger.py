@@ -36,16 +36,8 @@ class Ledger:
         self.analytic += analytic
         self.assumed += assumed
 
-    def add_all(self, other: Ledger) -> None:
-        """Book what `other` holds."""
-        self.measured += other.measured
-        self.interpolated += other.interpolated
-        self.extrapolated += other.extrapolated
-        self.analytic += other.analytic
-        self.assumed += other.assumed
-
     def less(self, earlier: Ledger) -> Ledger:
-        """What has been booked since an earlier state."""
+        """The difference, kind by kind, from an earlier state."""
         return Ledger(
             self.measured - earlier.measured,
             self.interpolated - earlier.interpolated,

@@ -50,8 +50,12 @@ class RunPricer(Protocol):
     def scaled(self, factor: float, /) -> RunPricer:
         """One whose times are `factor` times as long."""
 
-    def few(self, seqs: int, tokens: int, context: int, steps: int, /) -> list[Price]:
-        """Prices of steps with contexts `context`, `context + seqs`, … (for a few steps, arrays cost too much)."""
+    def few(
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int, /
+    ) -> Sequence[tuple[int, str]]:
+        """`int(ns * calls)`, and the kind of knowledge, of the `uneven` price of steps with contexts `context`,
+        `context + seqs`, …, the longest of which is `longest`, `longest + 1`, … (for a few steps, arrays cost too
+        much)."""
 
     def many(self, seqs: int, tokens: int, context: int, steps: int, /) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """The same as arrays: ns, and the kind of knowledge as its place in KINDS."""
@@ -205,14 +209,7 @@ class OperatorTimer:
         elif steps < MANY:
             durations = [total] * steps
             for count, pricer in self._on_runs:
-                prices = pricer.few(seqs, tokens, context, steps)
-                if longest * seqs > context:
-                    others = pricer.few(seqs, tokens, longest * seqs, steps)
-                    prices = [
-                        (ns + UNEVEN * (other - ns), how) for (ns, how), (other, _) in zip(prices, others, strict=True)
-                    ]
-                for i, (ns, how) in enumerate(prices):
-                    whole = int(ns * count)
+                for i, (whole, how) in enumerate(pricer.few(seqs, tokens, context, longest, steps, UNEVEN, count)):
                     shares[_INDEX[how]] += whole
                     durations[i] += whole
         else:

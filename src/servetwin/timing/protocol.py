@@ -20,6 +20,7 @@ class StepTimer(Protocol):
         """Device times of `steps` consecutive steps of one pure-decode batch, the first of shape `shape`.
 
         Equal, and accounted in the ledger equally, to calling `step_ns` on shape.later(0), shape.later(1), ...
+        Where one of them is refused with an InputError, none is accounted.
         """
 
     def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:

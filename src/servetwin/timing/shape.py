@@ -52,8 +52,14 @@ class StepShape(NamedTuple):
 
     def later(self, steps: int) -> StepShape:
         """The shape of the same pure-decode batch `steps` steps later (each sequence has grown by as many tokens)."""
-        return self._replace(
-            decode_context=self.decode_context + steps * self.decode_seqs,
-            decode_max=self.decode_max + steps,
-            decode_min=self.decode_min + steps,
+        return StepShape(
+            self.prefill_seqs,
+            self.prefill_tokens,
+            self.prefill_context,
+            self.prefill_pairs,
+            self.decode_seqs,
+            self.decode_tokens,
+            self.decode_context + steps * self.decode_seqs,
+            self.decode_max + steps,
+            self.decode_min + steps,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -175,9 +175,10 @@ class Decodes:
         ns, how = self._generation.price(seqs, context)
         return ns * self._factor, how
 
-    def few(self, seqs: int, tokens: int, context: int, steps: int) -> list[Price]:
-        prices, factor = self._generation.few_prices(seqs, context, steps), self._factor
-        return prices if factor == 1.0 else [(ns * factor, how) for ns, how in prices]  # type: ignore[return-value]
+    def few(
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int
+    ) -> Sequence[tuple[int, str]]:
+        return self._generation.few_wholes(seqs, context, longest, steps, uneven, self._factor, calls)
 
     def many(self, seqs: int, tokens: int, context: int, steps: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         ns, kinds = self._generation.run_prices(seqs, context, steps)

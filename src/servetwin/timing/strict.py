@@ -38,9 +38,13 @@ class StrictTimer:
         return ns
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        before = self._beyond()
+        saved, before = self.ledger.copy(), self._beyond()
         durations = self.timer.run_ns(shape, steps)
-        self._check(before, shape.later(steps - 1))
+        try:
+            self._check(before, shape.later(steps - 1))
+        except InputError:  # whoever asked may not come to those steps
+            self.ledger.restore(saved)
+            raise
         return durations
 
     def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:

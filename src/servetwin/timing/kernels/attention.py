@@ -139,30 +139,53 @@ class GenerationAttention:
         keys: Floats = (context_sum + seqs * np.arange(steps, dtype=np.int64)) / seqs + 1.0
         return np.minimum(keys, self._clip) if self._clip else keys
 
-    def few_prices(self, seqs: int, context_sum: int, steps: int) -> list[tuple[float, How]]:
-        """`price` of consecutive decode steps of an unchanged batch, without the cost of arrays."""
-        curve, clip = self._curves.get(seqs) or self.curve(seqs), self._clip
-        xs = curve.xs
-        prices: list[tuple[float, How]] = []
-        x = y = slope = 0.0
-        upto = -math.inf  # where the straight line ends that the last step was on
+    def few_wholes(
+        self, seqs: int, context_sum: int, longest: int, steps: int, uneven: float, factor: float, calls: int
+    ) -> list[tuple[int, How]]:
+        """ns of `calls` layers in consecutive decode steps of an unchanged batch, without the cost of arrays.
+
+        Each is `int(calls * t)` of the time t of `price` times `factor`, plus `uneven` times what contexts as long as
+        the longest would take more.
+        """
+        curve = self._curves.get(seqs) or self.curve(seqs)
+        clip = self._clip or math.inf
+        xs, ys, slopes = curve.xs, curve.ys, curve.slopes
+        differ = longest * seqs > context_sum
+        wholes: list[tuple[int, How]] = []
+        upto = upto_longest = -math.inf  # where the straight lines end that the last step was on
+        x = y = slope = x2 = y2 = slope2 = 0.0
         at: How = curve.shape_how
         after = at
         for context in range(context_sum, context_sum + steps * seqs, seqs):
             keys = context / seqs + 1.0
-            if clip and keys > clip:
+            if keys > clip:
                 keys = clip
             if keys >= upto:
                 i = bisect_right(xs, keys) - 1
                 if i < 0:
-                    prices.append(curve.price(keys))
-                    continue
-                x, y, slope = xs[i], curve.ys[i], curve.slopes[i]
-                at, after = curve.known(i)
-                upto = xs[i + 1] if i + 1 < len(xs) else math.inf
+                    x, y, slope, upto = keys, ys[0], 0.0, xs[0]
+                    at = after = "extrapolated"
+                else:
+                    x, y, slope = xs[i], ys[i], slopes[i]
+                    at, after = curve.known(i)
+                    upto = xs[i + 1] if i + 1 < len(xs) else math.inf
             beyond = keys - x
-            prices.append((y + slope * beyond, after) if beyond else (y, at))
-        return prices
+            ns = (y + slope * beyond) * factor
+            if differ:
+                longest += 1
+                keys = float(longest)
+                if keys > clip:
+                    keys = clip
+                if keys >= upto_longest:
+                    i = bisect_right(xs, keys) - 1
+                    if i < 0:
+                        x2, y2, slope2, upto_longest = keys, ys[0], 0.0, xs[0]
+                    else:
+                        x2, y2, slope2 = xs[i], ys[i], slopes[i]
+                        upto_longest = xs[i + 1] if i + 1 < len(xs) else math.inf
+                ns += uneven * ((y2 + slope2 * (keys - x2)) * factor - ns)
+            wholes.append((int(ns * calls), after if beyond else at))
+        return wholes
 
     def curve(self, seqs: int) -> Curve:
         """Time over the mean number of keys (context + 1), for one batch size."""
