@@ -61,6 +61,7 @@ class Cluster:
         self._wakes: list[tuple[int, int]] = []
         """(time, engine); those that `_wake_of` does not hold are superseded"""
         self._wake_of: list[int | None] = []
+        self._last_wake = (-1, -1)
         self._queue: deque[Request] = deque()
         """requests that wait in the router, first come, first served; some may have ended"""
         self._made_room = False
@@ -158,6 +159,7 @@ class Cluster:
         self.now = time
         self.events += 1
         self._wake_of[number] = None
+        self._last_wake = time, number
         engine = self.engines[number]
         for each in engine.together:
             self.router.touch(each, time)
@@ -181,6 +183,11 @@ class Cluster:
             self._deliver(request, None, time)
         else:
             self._give_up(kind, request, time)
+
+    def _woken(self, now: int) -> int:
+        """The last engine that was woken at `now`; engines with lower numbers have come past that moment too."""
+        time, number = self._last_wake
+        return number if time == now else -1
 
     # Arrivals ------------------------------------------------------------------------------------------------------
 
@@ -231,7 +238,7 @@ class Cluster:
 
     def _send(self, request: Request, now: int) -> bool:
         """Send a request to an engine, now; whether the engine took it."""
-        engine = self.router.choose(request, self._model(request.row), now)
+        engine = self.router.choose(request, self._model(request.row), now, self._woken(now))
         request.engine = engine.number
         longest = engine.scheduler.options.max_model_len
         reason = self.router.refusal(engine)
@@ -255,7 +262,7 @@ class Cluster:
         engine = self.engines[request.engine]
         engine.inbox.append((request, end))
         if engine.awaiting:
-            sooner = engine.interrupt(time)
+            sooner = engine.interrupt(time, engine.number <= self._woken(time))
             if sooner is not None:
                 self._wake_of[engine.number] = sooner
                 heapq.heappush(self._wakes, (sooner, engine.number))

@@ -149,20 +149,24 @@ class Engine:
             self._reach = min(2 * self._reach, FARTHEST_REACH)
         self.run, self.awaiting = None, False
 
-    def interrupt(self, now: int) -> int | None:
-        """Something reaches the inbox at `now`: when the loop will look at it, if that is sooner than `wake` said."""
+    def interrupt(self, now: int, passed: bool = False) -> int | None:
+        """Something reaches the inbox at `now`: when the loop will look at it, if that is sooner than `wake` said.
+
+        `passed`: single steps would have come past a loop top at `now` already.
+        """
         run = self.run
         if run is None or run.end_ns <= now:
             return None
         planned = run.steps
-        end = run.cut(now)
+        end = run.cut(now + passed)
         self._reach = max(SHORTEST_REACH, min(2 * run.steps, FARTHEST_REACH))
         return end if run.steps < planned else None
 
-    def settle(self, now: int) -> None:
-        """Bring the KV cache to where it is just before `now`, for somebody who looks at it."""
+    def catch_up(self, now: int, passed: bool = False) -> None:
+        """Bring the KV cache to where it is at `now`, for somebody who looks at it; with a loop top at `now` only where
+        single steps would have come past it already (`passed`)."""
         if self.run is not None:
-            self.run.take_blocks(self.scheduler, now)
+            self.run.take_blocks(self.scheduler, now + passed)
 
     def occupy_until(self, ns: int) -> None:
         """The device is busy until `ns`."""

@@ -48,7 +48,7 @@ class Candidates:
         self._epoch = 0
         self._epochs = [0] * len(self.engines)
         """multiple of the interval for which each entry holds, when a change has brought it up to date"""
-        self._now = 0
+        self._now, self._woken = 0, -1
         self._caches: dict[int, list[tuple[int, Engine, Callable[[Hashable], int], KVCache]]] = {}
         """by block size: (position, engine, look-up of a block, cache) of the engines that cache prefixes. Where blocks
         are only counted nobody shares any."""
@@ -120,7 +120,7 @@ class Candidates:
                 continue
             first = chain[0]
             for position, engine, find, kv in caches:
-                engine.settle(self._now)
+                engine.catch_up(self._now, engine.number <= self._woken)
                 # Most engines do not even have the first block.
                 if not kv.uniform or find(first) != NULL:
                     found[position] = kv.lookup(chain, request.prompt - 1).tokens
@@ -133,9 +133,9 @@ class Candidates:
 
     # What the router tells -----------------------------------------------------------------------------------------
 
-    def at(self, now: int) -> None:
-        """A choice is made at `now`."""
-        self._now = now
+    def at(self, now: int, woken: int = -1) -> None:
+        """A choice is made at `now`, when engines up to number `woken` have been woken at that moment."""
+        self._now, self._woken = now, woken
 
     def touch(self, position: int, now: int) -> None:
         """An engine is about to change: what it is until now may have to be shown a while longer."""
@@ -161,7 +161,7 @@ class Candidates:
         if not self._refresh:
             for position, engine in enumerate(self.engines):
                 if engine.run is not None:
-                    engine.settle(self._now)
+                    engine.catch_up(self._now, engine.number <= self._woken)
                     moved.add(position)
             for position in moved:
                 self._read(position)
