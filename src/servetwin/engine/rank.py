@@ -130,8 +130,9 @@ class Rank(Engine):
                 if self._batches[0].end_ns <= now:
                     self.at = now
                     oldest = self._batches.popleft()
-                    self._finish(oldest, now)
-                    if self._stuck(oldest, now):
+                    for request in self.scheduler.update(oldest, now):
+                        self.on_end(request, now)
+                    if not self._ran and self._stuck(oldest, now):
                         self._rest(oldest)
                     else:
                         self._end_turn(executed=self._ran)
@@ -162,7 +163,7 @@ class Rank(Engine):
                 batch.end_ns = max(now, self._last_end)
             batches.append(batch)
             if len(batches) < self._room and (self._ran or scheduler.has_work):
-                if self._stuck(batch, now):
+                if not self._ran and self._stuck(batch, now):
                     self._rest(batch)
                 else:
                     self._end_turn(executed=self._ran)

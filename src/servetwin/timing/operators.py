@@ -51,7 +51,7 @@ class RunPricer(Protocol):
         """One whose times are `factor` times as long."""
 
     def few(
-        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int, /
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float, /
     ) -> Sequence[tuple[int, str]]:
         """`int(ns * calls)`, and the kind of knowledge, of the `uneven` price of steps with contexts `context`,
         `context + seqs`, …, the longest of which is `longest`, `longest + 1`, … (for a few steps, arrays cost too

@@ -176,7 +176,7 @@ class Decodes:
         return ns * self._factor, how
 
     def few(
-        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float
     ) -> Sequence[tuple[int, str]]:
         return self._generation.few_wholes(seqs, context, longest, steps, uneven, self._factor, calls)
 
