@@ -156,6 +156,8 @@ class Rank(Engine):
             if interval > 1 and not self.group.alone:
                 scheduler.holds_prefills = self.passes % interval != 0
             batch = scheduler.schedule(now)
+            if scheduler.hopeless:
+                self._end_hopeless(now)
             self._ran = batch.number > 0
             if self._ran:
                 self._come(batch)
