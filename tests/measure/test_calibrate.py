@@ -212,13 +212,14 @@ def one_concurrency(tmp_path_factory: pytest.TempPathFactory) -> list[Observed]:
 
 
 def test_terms_that_look_alike_are_refused_by_name(tmp_path: Path) -> None:
-    alone = [(isl, osl, 1) for isl in (512, 4096) for osl in (16, 32)]
-    one_client = observed_in(measured(tmp_path / "alone.csv", alone, TRUTH))
+    one_length = [(2048, osl, 1) for osl in (8, 16, 32, 64)]
+    observed = observed_in(measured(tmp_path / "length.csv", one_length, TRUTH))
     with pytest.raises(InputError) as caught:
-        calibrate(one_client, split_at_random(one_client, 0.75, 0), ["gap_ns", "gap_seq_ns"])
+        calibrate(observed, split_at_random(observed, 0.75, 0), ["request_ns", "request_token_ns"])
     assert str(caught.value) == (
-        "--terms: the train part cannot tell these terms apart; found 'gap_ns, gap_seq_ns'; allowed: one of them, or"
-        " more runs (gap_ns: steps of different lengths; gap_seq_ns: several concurrencies)"
+        "--terms: the train part cannot tell these terms apart; found 'request_ns, request_token_ns'; allowed: one of"
+        " them, or more runs (request_ns: several prompt lengths, arrivals at the client; request_token_ns: prompts of"
+        " several lengths, arrivals at the client)"
     )
 
 
