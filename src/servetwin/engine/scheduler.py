@@ -368,6 +368,8 @@ class Scheduler:
             if request.stale and not request.drop_stale:
                 pass_over()  # its outputs in flight must arrive before it may produce others
                 continue
+            if self._deferred:
+                self._deferred.discard(request)  # whatever it waited for has come
             hit, load, computed = kv.miss, 0, request.computed
             if computed == 0:
                 if options.enable_prefix_caching and request.chain is not None:
