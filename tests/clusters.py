@@ -38,7 +38,7 @@ def random_scenario(random: Random) -> dict[str, Any]:
     }
     if random.random() < 0.4:
         kinds = sorted({pool["device"] for pool in pools})
-        scenario["nodes"] = [{"count": 16, "devices": {kind: 8 for kind in kinds}}]
+        scenario["nodes"] = [{"count": 16, "devices": dict.fromkeys(kinds, 8)}]
         if random.random() < 0.5:
             scenario["network"] = _network(random)
     return scenario

@@ -36,7 +36,7 @@ def scenario_of(
     workload: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
     replicas: int = 1,
-    routing: str = "least_loaded",
+    routing: str | dict[str, Any] = "least_loaded",
     seed: int = 0,
 ) -> Scenario:
     """A resolved scenario of Llama-3.1-8B on H100s."""
@@ -44,7 +44,7 @@ def scenario_of(
         "model": "meta-llama/Llama-3.1-8B",
         "workload": workload or WORKLOAD,
         "pools": [{"device": "h100_sxm", "replicas": replicas, "engine": engine or {}}],
-        "routing": {"policy": routing},
+        "routing": {"policy": routing} if isinstance(routing, str) else routing,
         "timing": timing or LINEAR,
         "seed": seed,
     }
@@ -61,6 +61,7 @@ class Row:
     segments: Sequence[tuple[int, int]] | None = None
     priority: int = 0
     abort_ns: int = -1
+    session: int = -1
 
 
 def table_of(rows: Sequence[Row], *, concurrency: int | None = None, output_known: bool = True) -> RequestTable:
@@ -79,6 +80,7 @@ def table_of(rows: Sequence[Row], *, concurrency: int | None = None, output_know
         input_tokens=column([sum(n for _, n in row.segments) if row.segments else row.prompt for row in rows]),
         output_tokens=column([row.output for row in rows]),
         segments=segments,
+        session=column([row.session for row in rows]),
         priority=column([row.priority for row in rows]),
         abort_ns=column([row.abort_ns for row in rows]),
         concurrency=concurrency,

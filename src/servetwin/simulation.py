@@ -14,7 +14,8 @@ from servetwin import __version__
 from servetwin.cluster.build import Built, build
 from servetwin.engine.log import COLUMNS, StepLog
 from servetwin.engine.request import Request, Status
-from servetwin.results.run import Ints, Run
+from servetwin.results.run import Columns, Ints, Run
+from servetwin.results.sessions import session_columns
 from servetwin.scenario.load import dump
 from servetwin.scenario.resolve import resolve
 from servetwin.timing.shape import StepShape
@@ -102,12 +103,14 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
     if table.sha256:
         hashes["trace"] = table.sha256
     slo = scenario.slo
+    request_columns = _request_columns(requests, built.pools)
     order = sorted(range(len(log.rows)), key=lambda i: log.rows[i][:2])
     columns = zip(*(log.rows[i] for i in order), strict=True) if log.rows else ([] for _ in COLUMNS)
     return Run(
         scenario_yaml=dump(scenario),
         seed=scenario.seed,
-        requests=_request_columns(requests, built.pools),
+        requests=request_columns,
+        sessions=_session_columns(table, request_columns),
         steps={name: _ints(values) for name, values in zip(COLUMNS, columns, strict=True)},
         itl=(_ints(sorted(gaps)), _ints(gaps[gap] for gap in sorted(gaps))),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
@@ -150,7 +153,8 @@ def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
     rows = np.array([row for row in log.rows if row[0] == engine], dtype=np.float64).reshape(-1, len(COLUMNS))
     column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     found = {}
-    for kind, mask in (("prefill", column["prefill_seqs"] > 0), ("decode", column["prefill_seqs"] == 0)):
+    prefills, decodes_only = column["prefill_seqs"] > 0, (column["prefill_seqs"] == 0) & (column["decode_seqs"] > 0)
+    for kind, mask in (("prefill", prefills), ("decode", decodes_only)):
         if mask.any():
             weight = column["steps"][mask]
             means = {name: round(float(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
@@ -185,6 +189,20 @@ def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mappi
         "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
     }
     return {name: _ints(values) for name, values in numbers.items()} | texts
+
+
+def _session_columns(table: RequestTable, requests: Columns) -> Columns | None:
+    """The table of sessions, None when no request has one."""
+    session = table.session
+    if session is None or not (session >= 0).any():
+        return None
+    rows = np.asarray(requests["request"], np.int64)
+    _, at, sizes = np.unique(session, return_inverse=True, return_counts=True)
+    tool_ns = np.zeros(len(rows), np.int64)
+    if table.waits_for is not None:
+        released = np.asarray(requests["engine"], np.int64) >= 0  # others failed with a turn before them
+        tool_ns = np.where(released, table.waits_for.delay_ns[rows], 0)
+    return session_columns(requests, tool_ns, sizes[at][rows])
 
 
 def _schedule(log: StepLog) -> dict[str, Ints] | None:

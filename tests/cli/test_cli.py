@@ -229,11 +229,18 @@ class TestOtherVerbs:
     def test_import_does_not_overwrite(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType("servetwin.interop.llmservingsim")
         calls: list[Any] = []
-        module.import_cluster = lambda *words: calls.append(words)  # type: ignore[attr-defined]
+
+        def import_cluster(*words: Any) -> None:
+            *given, tell = words
+            calls.append(tuple(given))
+            tell("a guess")
+
+        module.import_cluster = import_cluster  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "servetwin.interop.llmservingsim", module)
         words = ["import", "llmservingsim", "c.json", "--repo", "r", "--flags", "--max-num-seqs 8", "-o"]
         out = tmp_path / "s.yaml"
-        assert servetwin(*words, str(out)).exit_code == 0
+        result = servetwin(*words, str(out))
+        assert (result.exit_code, result.stderr.splitlines()[0]) == (0, "note: a guess")
         assert calls == [(Path("c.json"), Path("r"), None, None, "--max-num-seqs 8", out)]
         out.write_text("")
         assert servetwin(*words, str(out)).exit_code == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from groups import pipelined
 from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.request import Status
 from servetwin.errors import InputError
@@ -230,3 +231,14 @@ def test_the_law_is_per_step() -> None:
     alone = run(scenario_of({}, timing=timing), table_of([Row(prompt=100, output=10)])).requests[0]
     both = run(scenario_of({}, timing=timing), table_of([Row(prompt=100, output=10)] * 2)).requests[0]
     assert both.finish_ns - alone.finish_ns == 100 * 20_000 + 9 * 50_000
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("version", ["vllm-0.19", "vllm-0.33"])
+def test_a_step_that_only_preempted_is_tried_again_behind_empty_ones(stages: int, version: str) -> None:
+    """With room for several batches, the one that preempted may lie behind an empty one that is looked at first."""
+    engine = {"async_scheduling": False, "num_gpu_blocks_override": 11, "max_model_len": 160, "version": version}
+    engine |= {"scheduling_policy": "priority", "scheduler_reserve_full_isl": False, "max_num_batched_tokens": 320}
+    rows = [Row(0, prompt=48, output=78), Row(0, prompt=78, output=2), Row(0, prompt=25, output=92)]
+    ran = run(pipelined(scenario_of(engine), stages), table_of(rows))
+    assert [request.outputs for request in ran.requests] == [78, 2, 92]

@@ -61,7 +61,7 @@ def test_flags_and_fields_of_the_instance(repo: Repo) -> None:
     flags = (
         "--max-num-seqs 32 --max-num-batched-tokens=0 --long-prefill-token-threshold 64 --block-size 32 "
         "--no-enable-prefix-caching --no-reserve-full-isl --npu-memory-utilization 0.5 --num-reqs 2 "
-        "--request-routing-policy RR --dataset workloads/three.jsonl --log-level INFO --output 'a b.csv'"
+        "--dataset workloads/three.jsonl --log-level INFO --output 'a b.csv'"
     )
     memory = {"mem_size": 24, "mem_bw": 1008, "mem_latency": 0, "mem_util": 0.75}
     scenario = repo.load(flags, max_num_seqs=16, npu_mem=memory)
@@ -71,7 +71,6 @@ def test_flags_and_fields_of_the_instance(repo: Repo) -> None:
     assert (engine.long_prefill_token_threshold, engine.block_size) == (64, 32)
     assert engine.enable_prefix_caching is False and engine.scheduler_reserve_full_isl is False
     assert engine.gpu_memory_utilization == 0.75
-    assert scenario.routing.policy == "round_robin"
     assert len(requests_of(scenario, repo)) == 2
     assert "--log-level INFO" in repo.out.read_text().split("\nname:")[0]
 
@@ -198,6 +197,25 @@ def test_settings_of_the_run_replace_defaults(repo: Repo) -> None:
 )
 def test_the_version_of_the_run(repo: Repo, version: str | None, entry: str) -> None:
     assert repo.load("", bench=repo.record({"vllm_version": version})).pools[0].engine.version == entry
+
+
+def test_agentic_sessions(repo: Repo) -> None:
+    """--num-reqs counts lines: requests and sessions."""
+    turns = [{"input_toks": 40, "output_toks": 5, "tool_duration_ns": 9}, {"input_toks": 60, "output_toks": 4}]
+    session = {"session_id": "a", "arrival_time_ns": 5, "sub_requests": turns}
+    alone = {"input_toks": 10, "output_toks": 3, "arrival_time_ns": 0}
+    write_lines(repo.root / "workloads/agents.jsonl", [session, alone, session])
+    table = requests_of(repo.load("--dataset workloads/agents.jsonl --num-reqs 2"), repo)
+    assert table.input_tokens.tolist() == [40, 60, 10]
+    scenario = repo.load("--dataset workloads/agents.jsonl")
+    assert (
+        "# 1 lines repeat a session_id of an earlier one; each line is a session of its own.\n" in repo.out.read_text()
+    )
+    run = simulate(scenario, repo.out.parent)
+    assert list(run.requests["session"]) == [0, 0, -1, 1, 1]
+    ends, arrivals = run.ints("finish_ns"), run.ints("arrival_ns")
+    assert (arrivals[[1, 4]] == ends[[0, 3]] + 9).all()
+    assert run.sessions is not None and list(run.sessions["tool_ns"]) == [9, 9]
 
 
 def test_a_part_of_the_workload_was_sent(repo: Repo) -> None:

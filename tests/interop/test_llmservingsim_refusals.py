@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llmservingsim_repo import Repo, cluster, recorded, write_json
+from llmservingsim_repo import Repo, cluster, instance, recorded, write_json
 
 from servetwin.errors import InputError
-from servetwin.interop.llmservingsim import import_cluster
-
-SHIPPED: dict[str, tuple[str, ...]] = {
-    "dual_node_moe_dp_ep_intra_inter_instance": ("num_nodes 2", "2 instances", "dp_group 'A'", "ep_size 4"),
-    "dual_node_multi_instance": ("num_nodes 2", "4 instances"),
-    "rtx4090_multi_instance": ("2 instances",),
-    "rtx4090_single_instance": ("no measurements of meta-llama/Llama-3.1-8B (bf16) on RTX4090",),
-    "rtx4090_tp2_instance": ("no measurements of meta-llama/Llama-3.1-8B (bf16) on RTX4090",),
-    "single_node_4_instance_2TP": ("4 instances",),
-    "single_node_cxl_instance": ("cxl_mem", "placement at cxl:0, cxl:1, cxl:2, cxl:3"),
-    "single_node_dp_instance": ("2 instances", "dp_group 'A'"),
-    "single_node_heterogeneous": ("2 instances", "pd_type 'prefill'", "pd_type 'decode'"),
-    "single_node_memory_instance": (),
-    "single_node_moe_dp_ep_instance": ("2 instances", "dp_group 'A'", "ep_size 2"),
-    "single_node_moe_dp_pp_instance": ("2 instances", "dp_group 'A'", "ep_size 2"),
-    "single_node_moe_dp_tp_instance": ("2 instances", "dp_group 'A'", "ep_size 2"),
-    "single_node_moe_dp_tp_pp_instance": ("2 instances", "dp_group 'A'", "ep_size 4"),
-    "single_node_moe_multi_instance": ("2 instances",),
-    "single_node_moe_pd_instance": ("2 instances", "pd_type 'prefill'", "pd_type 'decode'"),
-    "single_node_moe_pp_instance": ("ep_size 2",),
-    "single_node_moe_single_instance": ("ep_size 2",),
-    "single_node_multi_instance": ("2 instances",),
-    "single_node_pd_instance": ("2 instances", "pd_type 'prefill'", "pd_type 'decode'"),
-    "single_node_pd_per_instance_config": ("2 instances", "pd_type 'prefill'", "pd_type 'decode'"),
-    "single_node_pim_instance": ("cpu_mem.pim_config", "nodes[0].power"),
-    "single_node_power_instance": ("nodes[0].power",),
-    "single_node_pp_instance": (),
-    "single_node_single_instance": (),
-    "single_node_single_instance_H100": ("no measurements of meta-llama/Llama-3.1-70B (bf16) on H100",),
-    "single_node_tp_pp_instance": ("no measurements at this tensor-parallel degree",),
-}
-"""Every cluster file of that project: () = it is imported, else what the refusal names (the data set holds only one
-bundle, of RTXPRO6000 at degree 1)."""
 
 
 def refusal(repo: Repo, *args: Any, **kwargs: Any) -> str:
@@ -50,30 +16,6 @@ def refusal(repo: Repo, *args: Any, **kwargs: Any) -> str:
         repo.load(*args, **kwargs)
     assert not repo.out.exists()
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_shipped_cluster_files(shared: Path, tmp_path: Path, name: str) -> None:
-    repo = shared / "data/llmservingsim"
-    out = tmp_path / "out.yaml"
-    flags = "--dataset workloads/example_trace.jsonl"
-
-    def load() -> None:
-        import_cluster(repo / f"configs/cluster/{name}.json", repo, None, None, flags, out)
-
-    if not SHIPPED[name]:
-        load()
-        assert out.is_file()
-        return
-    with pytest.raises(InputError) as caught:
-        load()
-    for words in SHIPPED[name]:
-        assert words in str(caught.value)
-    assert not out.exists()
-
-
-def test_the_table_holds_all_cluster_files(shared: Path) -> None:
-    assert set(SHIPPED) == {path.stem for path in (shared / "data/llmservingsim/configs/cluster").glob("*.json")}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +30,7 @@ def test_the_table_holds_all_cluster_files(shared: Path) -> None:
         "--skip-prefill",
         "--network-backend ns3",
         "--request-routing-policy CUSTOM",
+        "--expert-routing-policy CUSTOM",
     ],
 )
 def test_features_that_flags_turn_on(repo: Repo, flag: str) -> None:
@@ -105,8 +48,7 @@ def test_flags_that_change_nothing_here_are_taken(repo: Repo) -> None:
     ("fields", "words"),
     [
         ({"pd_type": "prefill"}, "nodes[0].instances[0].pd_type 'prefill'"),
-        ({"dp_group": "A"}, "nodes[0].instances[0].dp_group 'A'"),
-        ({"ep_size": 2}, "nodes[0].instances[0].ep_size 2"),
+        ({"pd_type": "decode"}, "nodes[0].instances[0].pd_type 'decode'"),
         ({"enable_local_offloading": True}, "enable_local_offloading"),
         ({"enable_attn_offloading": True}, "enable_attn_offloading"),
         ({"enable_sub_batch_interleaving": True}, "enable_sub_batch_interleaving"),
@@ -116,14 +58,53 @@ def test_flags_that_change_nothing_here_are_taken(repo: Repo) -> None:
     ],
 )
 def test_features_of_an_instance(repo: Repo, fields: dict[str, Any], words: str) -> None:
-    assert words in refusal(repo, **fields)
+    assert f"{repo.cluster}: cannot be imported: nodes[0].instances[0]" in (message := refusal(repo, **fields))
+    assert words in message
 
 
-def test_experts(repo: Repo) -> None:
-    repo.bundle("experts", "mixtral")
-    assert "ep_size: cannot be imported" in refusal(repo, model_name="org/experts", tp_size=2)
-    words = "--expert-routing-policy: cannot be imported; found 'RR'"
-    assert words in refusal(repo, "--expert-routing-policy RR", model_name="org/experts")
+def test_features_of_nodes_and_the_cluster_are_named_together(repo: Repo) -> None:
+    whole = cluster(pd_type="prefill") | {"cxl_mem": {"mem_size": 1}}
+    whole["nodes"][0] |= {"power": {}, "cpu_mem": {"mem_size": 64, "pim_config": "DDR4_8GB_3200_pim"}}
+    write_json(repo.cluster, whole)
+    assert refusal(repo) == (
+        f"{repo.cluster}: cannot be imported: nodes[0].cpu_mem.pim_config, nodes[0].power, "
+        "nodes[0].instances[0].pd_type 'prefill', cxl_mem"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_name": "org/dense", "ep_size": 2}, "ep_size: org/dense has no experts; found 2; allowed: 1"),
+        (
+            {"tp_size": 2, "ep_size": 4},
+            "8 experts do not fit tp_size 2 on 1 data-parallel ranks; found 4; allowed: 1, 2",
+        ),
+        ({"tp_size": 4, "ep_size": 3}, "found 3; allowed: 1, 2, 4"),
+    ],
+)
+def test_expert_parallelism_that_does_not_fit(repo: Repo, fields: dict[str, Any], words: str) -> None:
+    assert words in refusal(repo, **({"model_name": "org/mixture"} | fields))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            {"tp_size": 2},
+            {},
+            "instances[1].tp_size: differs in the data-parallel group 'A'; found 1; allowed: 2, as in",
+        ),
+        ({}, {"model_name": "org/normed"}, "instances[1].model_name: differs"),
+        ({"max_num_seqs": 8}, {}, "instances[1].max_num_seqs: differs in the data-parallel group 'A'; found 'nothing'"),
+        ({"model_name": "org/mixture"}, {"model_name": "org/mixture"}, "ep_size: 8 experts do not fit tp_size 1 on 2"),
+    ],
+)
+def test_data_parallel_groups_that_do_not_fit(
+    repo: Repo, first: dict[str, Any], second: dict[str, Any], words: str
+) -> None:
+    write_json(repo.cluster, cluster([instance(dp_group="A", **first), instance(dp_group="A", **second)]))
+    assert words in refusal(repo)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +138,10 @@ def test_wrong_flags(repo: Repo, flags: str, words: str) -> None:
         ({"tp_size": True}, "instances[0].tp_size: must be a whole number"),
         ({"tp_size": "2"}, "instances[0].tp_size: must be a whole number"),
         ({"tp_size": 2, "num_npus": 3}, "instances[0].num_npus: does not fit; found 3"),
-        ({"tp_size": 4}, "no measurements at this tensor-parallel degree; found 4; allowed: 1, 2"),
         ({"model_name": None}, "instances[0].model_name: is missing"),
         ({"model_name": "org/dens"}, "did you mean 'org/dense'?"),
         ({"model_name": "../model/org/dense"}, "no such model configuration"),
         ({"hardware": "RTX4091"}, "instances[0].hardware: unknown device; found 'RTX4091'"),
-        ({"hardware": "H100"}, "timing: {source: roofline}"),
         ({"npu_mem": None}, "instances[0].npu_mem: is missing"),
         ({"npu_mem": {"mem_size": "24", "mem_bw": 1, "mem_latency": 0}}, "npu_mem.mem_size: must be a number"),
         ({"npu_mem": {"mem_size": 0, "mem_bw": 1, "mem_latency": 0}}, "npu_mem.mem_size: must be more than 0"),
@@ -188,7 +167,7 @@ def test_wrong_instances(repo: Repo, fields: dict[str, Any], words: str) -> None
         ({"link_bw": "16"}, "link_bw: must be a number"),
         ({"link_bw": [16, 16]}, "link_bw: has the wrong length"),
         ({"link_latency": -1}, "link_latency: must be a number of at least 0"),
-        ({"cxl_mem": {"mem_size": 1}}, "without: cxl_mem"),
+        ({"cxl_mem": {"mem_size": 1}}, "cannot be imported: cxl_mem"),
         ({"link_speed": 1}, "link_speed: unknown field"),
     ],
 )
@@ -203,18 +182,16 @@ def test_files_that_are_no_cluster_files(repo: Repo, text: str) -> None:
     assert str(repo.cluster) in refusal(repo)
 
 
-def test_links_that_differ_between_dimensions(repo: Repo) -> None:
+def test_links_that_differ_inside_a_node(repo: Repo) -> None:
     two = cluster(tp_size=2, pp_size=2)
     write_json(repo.cluster, two | {"link_bw": [16, 8]})
-    assert "link_bw: cannot be imported: links that differ" in refusal(repo)
-    write_json(repo.cluster, two | {"link_bw": [16, 16], "link_latency": [5, 5]})
-    repo.load()
-
-
-def test_agentic_sessions(repo: Repo) -> None:
-    row = {"session_id": "a", "arrival_time_ns": 0, "sub_requests": []}
-    (repo.root / "workloads/agents.jsonl").write_text(json.dumps(row))
-    assert "agentic sessions are not supported" in refusal(repo, "--dataset workloads/agents.jsonl")
+    words = "link_bw: cannot be imported: links that differ between the dimensions inside a node; found [16"
+    assert words in refusal(repo)
+    write_json(repo.cluster, two | {"link_latency": [5, 6]})
+    assert "link_latency: cannot be imported" in refusal(repo)
+    group = cluster([instance(dp_group="A", tp_size=2)] * 2)
+    write_json(repo.cluster, group | {"link_bw": [16, 8]})
+    assert "link_bw: cannot be imported" in refusal(repo)
 
 
 # ---- recorded runs ----
@@ -224,8 +201,8 @@ def test_agentic_sessions(repo: Repo) -> None:
     ("meta", "words"),
     [
         ({"engine_kwargs": {"tensor_parallel_size": 2}}, "tp_size: is not what the run in"),
-        ({"engine_kwargs": {"data_parallel_size": 2}}, "engine_kwargs.data_parallel_size 2"),
-        ({"engine_kwargs": {"enable_expert_parallel": True}}, "engine_kwargs.enable_expert_parallel"),
+        ({"engine_kwargs": {"data_parallel_size": 2}}, "dp_group: is not what the run in"),
+        ({"engine_kwargs": {"data_parallel_size": 2}}, "(members of the data-parallel group); found 1; allowed: 2"),
         ({"engine_kwargs": {"speculative_config": {}}}, "engine_kwargs.speculative_config"),
         ({"engine_kwargs": {"max_num_seqs": "many"}}, "engine_kwargs.max_num_seqs: must be a whole number"),
         ({"model": "org/other"}, "model_name: is not what the run in"),
@@ -240,6 +217,18 @@ def test_agentic_sessions(repo: Repo) -> None:
 )
 def test_runs_that_do_not_fit(repo: Repo, meta: dict[str, Any], words: str) -> None:
     assert words in refusal(repo, "", bench=repo.record(meta))
+
+
+def test_a_run_is_of_one_engine(repo: Repo) -> None:
+    write_json(repo.cluster, cluster([instance(), instance()]))
+    words = "describes 2 engines, but the run in"
+    assert words in refusal(repo, "", bench=repo.record())
+
+
+def test_expert_parallelism_other_than_the_runs(repo: Repo) -> None:
+    bench = repo.record({"engine_kwargs": {"model": "org/mixture", "tensor_parallel_size": 2}})
+    words = "ep_size: is not what the run in"
+    assert words in refusal(repo, "", bench=bench, model_name="org/mixture", tp_size=2, ep_size=2)
 
 
 def test_flags_and_fields_that_contradict_the_run(repo: Repo) -> None:

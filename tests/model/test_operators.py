@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from servetwin import catalog
 from servetwin.model import Dtypes, Sharding, architecture_of, dtype, kv_bytes_per_token, parameters, weight_bytes
-from servetwin.model.kernels import AttentionKernel, Collective, Experts, Gemm, Operator, context_pairs
+from servetwin.model.kernels import AttentionKernel, Experts, Gemm, Operator, context_pairs
 from servetwin.model.layers import Architecture
 from servetwin.model.operators import operators
 from servetwin.model.weights import layer_weights, outer_weights
@@ -111,18 +111,6 @@ def test_small_kernels_quantise_the_inputs_of_fp8_products() -> None:
     assert ops["qkv_proj"].weight_bytes == 6144 * 4096
     assert ops["lm_head"].weight_bytes == 2 * 128256 * 4096
     assert "lm_head_quantise" not in ops
-
-
-def test_expert_parallel_ranks_share_pairs_and_exchange_tokens() -> None:
-    arch = arch_of("Qwen/Qwen3-30B-A3B")
-    (whole,) = (o for o in operators(arch, Dtypes()) if isinstance(o, Experts))
-    spread = operators(arch, Dtypes(), Sharding(data=8, expert=8))
-    (local,) = (o for o in spread if isinstance(o, Experts))
-    assert (local.local_experts, local.inter) == (16, 768)
-    assert local.flops(DECODE) == whole.flops(DECODE)  # an eighth of the experts, eight times the tokens
-    sent = {o.name: o.message_bytes(DECODE) for o in spread if isinstance(o, Collective) and o.kind == "alltoall"}
-    homes = 8 * (1 - (7 / 8) ** 8)
-    assert sent == {"moe_dispatch": 64 * round(4096 * homes), "moe_combine": 64 * round(4096 * homes)}
 
 
 def test_few_tokens_touch_few_experts() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from servetwin.errors import InputError
 from servetwin.results.files import RESULT_FILES, read_run, write_run
-from servetwin.results.run import REQUEST_COLUMNS, STEP_COLUMNS, Run
+from servetwin.results.run import REQUEST_COLUMNS, SESSION_COLUMNS, STEP_COLUMNS, Run
 
 MakeRun = Callable[..., Run]
 
@@ -21,7 +21,9 @@ MakeRun = Callable[..., Run]
 def run(make_run: MakeRun) -> Run:
     schedule = {name: np.arange(3) for name in ("engine", "step", "request", "tokens")}
     tokens = [np.array([1, 2, 3]), np.array([], np.int64)]
-    return make_run([0, 5], 10, schedule=schedule, token_ns=tokens, versions={"servetwin": "0.1", "catalog": "ab"})
+    sessions = {name: np.array([7]) for name in SESSION_COLUMNS} | {"status": ["finished"]}
+    versions = {"servetwin": "0.1", "catalog": "ab"}
+    return make_run([0, 5], 10, schedule=schedule, token_ns=tokens, sessions=sessions, versions=versions)
 
 
 def test_what_is_written_is_read_back(run: Run, tmp_path: Path) -> None:
@@ -33,6 +35,9 @@ def test_what_is_written_is_read_back(run: Run, tmp_path: Path) -> None:
         assert saved.steps[name].tolist() == run.steps[name].tolist(), name
     assert saved.schedule is not None and saved.schedule["tokens"].tolist() == [0, 1, 2]
     assert saved.token_ns is not None and [tokens.tolist() for tokens in saved.token_ns] == [[1, 2, 3], []]
+    assert saved.sessions is not None and run.sessions is not None
+    for name in SESSION_COLUMNS:
+        assert list(saved.sessions[name]) == list(run.sessions[name]), name
     assert saved.summary["completed"] == 2
     assert saved.scenario_yaml == "# seed: 0\n# catalog: ab\n# servetwin: 0.1\nmodel: tiny\n"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
@@ -46,13 +51,13 @@ def test_same_run_same_bytes_whatever_the_simulation_cost(run: Run, tmp_path: Pa
         assert same is (name != "summary.json"), name
 
 
-def test_schedule_and_tokens_only_when_recorded(make_run: MakeRun, tmp_path: Path) -> None:
+def test_schedule_tokens_and_sessions_only_when_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
     write_run(make_run([0], 10), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        set(RESULT_FILES) - {"schedule.parquet"}
+        set(RESULT_FILES) - {"schedule.parquet", "sessions.parquet"}
     )
     saved = read_run(tmp_path / "out")
-    assert saved.schedule is None and saved.token_ns is None
+    assert saved.schedule is None and saved.token_ns is None and saved.sessions is None
 
 
 def test_a_run_without_requests_can_be_written(make_run: MakeRun, tmp_path: Path) -> None:

@@ -75,3 +75,18 @@ def test_failures_goodput_and_warnings_show_only_when_there_are_any(summary: dic
         "Note: look [here]",
     ):
         assert line in told.splitlines()
+
+
+def test_sessions_have_a_block_of_their_own(summary: dict[str, Any]) -> None:
+    assert "Sessions" not in text(summary)
+    names = ("duration_ms", "turns", "tool_ms", "first_ttft_ms", "last_ttft_ms")
+    figures = {f"{statistic}_{name}": 1234.5 for statistic, _ in SHOWN for name in names}
+    figures |= {"completed": 30, "failed": 2, "session_throughput": 0.41449}
+    lines = {
+        line.split(":")[0]: line.split(":")[-1].strip() for line in text(summary | {"sessions": figures}).splitlines()
+    }
+    assert (lines["Completed sessions"], lines["Failed sessions"]) == ("30", "2")
+    assert lines["Session throughput (sessions/s)"] == "0.414"
+    assert lines["P99 duration (s)"] == lines["Mean time in tools (s)"] == "1.23"
+    assert lines["Mean TTFT of the last turn (ms)"] == "1234.50"
+    assert {len(line) for line in text(summary | {"sessions": figures}, width=20).splitlines()} == {50}

@@ -254,8 +254,8 @@ class TestJsonSchema:
             if isinstance(node, dict):
                 if "$ref" in node:
                     assert node["$ref"].removeprefix("#/$defs/") in names, path
-                # A mapping takes either no further keys, or any, to values of one kind (`devices: {h100_sxm: 8}`).
-                if node.get("type") == "object" and node.get("additionalProperties", True) is True:
+                # Either no other keys at all, or any name with a value of one kind (`devices: {h100_sxm: 8}`).
+                if node.get("type") == "object" and node.get("additionalProperties", True) in (True, {}):
                     open_mappings.append(path)
                 for key, value in node.items():
                     walk(value, f"{path}/{key}")

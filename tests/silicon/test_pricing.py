@@ -45,11 +45,11 @@ def test_experts_count_the_tokens_of_the_whole_group(h200: KernelTables) -> None
     """Four data-parallel ranks of two devices each bring their tokens; two tensor-parallel ones hold the same."""
     sharding = Sharding(tensor=2, data=4, expert=8)
     experts = step("deepseek-ai/DeepSeek-V3", sharding)["experts"]
-    assert isinstance(experts, Experts) and experts.data == 4 and experts.local_experts == 32
+    assert isinstance(experts, Experts) and (experts.rows, experts.data, experts.local_experts) == ("gathered", 4, 32)
     pricer = Silicon(h200, sharding).pricer(experts)
     curve = h200.moe_curve("fp8_block", 7168, 2048, 8, 256, 1, 8)
     assert pricer is not None and curve is not None and curve.shape_how == "measured"
-    assert pricer(256) == curve.price(4 * 256)
+    assert pricer(1024) == curve.price(1024)
     alone = Silicon(h200, Sharding(tensor=8, expert=8)).pricer(
         step("deepseek-ai/DeepSeek-V3", Sharding(tensor=8, expert=8))["experts"]
     )

@@ -232,8 +232,8 @@ BAD = [
     ),
     (
         "llmservingsim",
-        lss() + '\n{"session_id": "a", "sub_requests": []}',
-        "agentic sessions are not supported yet (line 2)",
+        lss() + '\n{"session_id": "a", "arrival_time_ns": 0, "sub_requests": []}',
+        "line 2: sub_requests is wrong; found '[]'; allowed: a list of objects, one at least",
     ),
     (
         "mooncake",
@@ -346,7 +346,8 @@ def parquet(**changes: Any) -> dict[str, Any]:
         (
             parquet(output_tokens=...),
             "column output_tokens is missing; found 'arrival_ns, input_tokens'; allowed: arrival_ns, input_tokens, "
-            "output_tokens, session, priority, abort_ns, token_ids, seeds, lengths",
+            "output_tokens, session, priority, abort_ns, extends, model, token_ids, output_ids, seeds, lengths, "
+            "parents, delay_ns",
         ),
         (parquet(input_tokens=[4, 0]), f"row 1: input_tokens is wrong; found 0; {TOKENS}"),
         (parquet(input_tokens=[4, None]), "row 1: input_tokens is missing"),
@@ -456,7 +457,8 @@ def test_limit_and_skip_cut_every_column_and_restart_the_clock(tmp_path: Path) -
     table = replay(tmp_path, skip=2)
     assert columns(table) == [[0], [3], [3]]
     assert table.abort_ns is not None and table.priority is not None and table.token_ids is not None
-    assert (table.abort_ns.tolist(), table.priority.tolist(), table.segments) == ([0], [0], [[(-1, 1), (7, 2)]])
+    # It quotes the output of a request that is left out: a seed that no output of this table has.
+    assert (table.abort_ns.tolist(), table.priority.tolist(), table.segments) == ([0], [0], [[(-4, 1), (7, 2)]])
     assert table.token_ids[0].tolist() == [7, 8, 9]
     with pytest.raises(InputError, match=r"workload.skip: no request is left; found 3; allowed: less than 3"):
         replay(tmp_path, skip=3)

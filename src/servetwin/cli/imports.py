@@ -31,7 +31,7 @@ def llmservingsim(
 
     if output.exists() and not overwrite:
         raise InputError("the file is there already", where=str(output), allowed="another file, or --overwrite")
-    import_cluster(cluster, repo, workload, bench, flags, output)
+    import_cluster(cluster, repo, workload, bench, flags, output, lambda text: typer.echo(f"note: {text}", err=True))
     typer.echo(f"Written; now type: servetwin run {output}", err=True)
 
 

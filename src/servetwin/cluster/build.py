@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,23 +12,29 @@ import numpy as np
 
 from servetwin import catalog
 from servetwin.cluster.loop import Cluster, Progress
+from servetwin.cluster.network import links_of, network_of
 from servetwin.cluster.routing.named import new_policy
 from servetwin.cluster.routing.policies import Policy
 from servetwin.cluster.routing.router import Limits, Router
 from servetwin.engine.engine import Engine
+from servetwin.engine.lockstep import LockStep
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
+from servetwin.engine.rank import Rank
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
-from servetwin.model import Sharding, dtypes_of, load_architecture
+from servetwin.model import dtypes_of, load_architecture
+from servetwin.model.layers import MoE
+from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
-from servetwin.timing.choose import Pricing, pricing_for
+from servetwin.timing.choose import Pricing, pricing_for, sharding_of
+from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
-from servetwin.workload.identity import keys_of
+from servetwin.workload.identity import keys_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import RequestTable
 
@@ -65,9 +73,13 @@ def build(
     """
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
     built = Built(cluster, log, [], [])
+    shared = shares_prompts(table)
+    placement = placed(scenario.pools, scenario.nodes)
+    joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
+    network = network_of(scenario, placement, base) if joined else None
     # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
-    runs_ahead = sum(pool.replicas for pool in scenario.pools) > 1 and not scenario.routing.refresh
-    shared = table.segments is not None or table.token_ids is not None
+    engines = sum(pool.replicas * pool.parallelism.data for pool in scenario.pools)
+    runs_ahead = engines > 1 and not scenario.routing.refresh
     for index, pool in enumerate(scenario.pools):
         try:
             _check_supported(pool)
@@ -75,27 +87,47 @@ def build(
             options = scheduler_options(pool, base, pricing.kv_factor)
         except InputError as error:
             raise error.at(field=f"pools[{index}]") from None
-        timer = pricing.new_timer()  # equal engines share what has been priced once
-        for _ in range(pool.replicas):
-            number = len(cluster.engines)
-            cluster.engines.append(
-                _engine(
-                    number, options, pricing, timer, pool, scenario.seed, cluster, log, coalesce, shared, runs_ahead
+        timers: dict[Hashable, StepTimer] = {}  # equal engines share what has been priced once
+        for devices in placement.replicas[index]:
+            where = placement.layout(devices) if network else None
+            if where not in timers:
+                try:
+                    links = links_of(network, pool, devices) if network else None
+                except InputError as error:
+                    raise error.at(field=f"pools[{index}]") from None
+                timers[where] = pricing.new_timer(links)
+            group = _lock_step(pool, base) if pool.parallelism.data > 1 else None
+            for _ in range(pool.parallelism.data):
+                number = len(cluster.engines)
+                cluster.engines.append(
+                    _engine(
+                        number,
+                        group,
+                        options,
+                        pricing,
+                        timers[where],
+                        pool,
+                        scenario.seed,
+                        cluster,
+                        log,
+                        coalesce,
+                        shared,
+                        runs_ahead,
+                    )
                 )
-            )
-            built.pools.append(pool.name or f"pool{index}")
-            built.pricing.append(pricing)
+                built.pools.append(pool.name or f"pool{index}")
+                built.pricing.append(pricing)
     cluster.requests = requests = _RequestMaker(table, record_tokens)
-    cluster.router.connect(cluster.engines, [scenario.model] * len(cluster.engines), requests.chain)
+    models = [
+        pool.model or scenario.model for pool in scenario.pools for _ in range(pool.replicas * pool.parallelism.data)
+    ]
+    cluster.router.connect(cluster.engines, models, requests.chain)
     return built
 
 
 def _check_supported(pool: Pool) -> None:
     if pool.role != "unified":
         raise InputError("prefill and decode pools are not simulated yet", field="role", found=pool.role)
-    if pool.parallelism.data > 1:
-        message = "data parallelism is not simulated yet"
-        raise InputError(message, field="parallelism.data", found=pool.parallelism.data, allowed="1")
 
 
 def _router(scenario: Scenario) -> Router:
@@ -118,7 +150,7 @@ def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> Schedul
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
     facts = catalog.engine(_given(engine.version)).facts
     block_size = _given(engine.block_size)
-    sharding = Sharding(pool.parallelism.tensor, pool.parallelism.pipeline, 1, pool.parallelism.expert)
+    sharding = sharding_of(pool)
     if engine.num_gpu_blocks_override is not None:
         blocks = engine.num_gpu_blocks_override
         groups, block_size = block_layout(arch, dtypes, sharding, block_size)
@@ -173,8 +205,20 @@ def _model_reference(pool: Pool, base: Path) -> str | Path:
     return path if path.exists() else _given(pool.model)
 
 
+def _lock_step(pool: Pool, base: Path) -> LockStep | None:
+    """The group of a replica's data-parallel ranks; None for dense models, whose ranks are independent engines."""
+    if not any(isinstance(layer.mlp, MoE) for layer in load_architecture(_model_reference(pool, base)).layers):
+        return None
+    engine = pool.engine
+    graphs: list[int] = []
+    if catalog.device(pool.device).kind == "gpu" and not engine.enforce_eager:
+        graphs = capture_sizes(_given(engine.max_num_seqs), engine.num_speculative_tokens or 0)
+    return LockStep(graphs=graphs, **catalog.engine(_given(engine.version)).facts.get("lockstep", {}))
+
+
 def _engine(
     number: int,
+    group: LockStep | None,
     options: SchedulerOptions,
     pricing: Pricing,
     timer: StepTimer,
@@ -190,7 +234,9 @@ def _engine(
     if options.speculative_tokens:
         rate = _given(pool.engine.spec_acceptance_rate)
         accepted = _acceptance(rate, stream(seed, f"acceptance {number}"))
-    engine = Engine(
+    # Ranks keep step with each other: they wait for the horizon.
+    new_engine = partial(Engine, runs_ahead=runs_ahead) if group is None else partial(Rank, group)
+    engine: Engine = new_engine(
         number,
         Scheduler(options, options.new_kv_cache(shared or not coalesce), accepted=accepted, rides=coalesce),
         timer,
@@ -199,7 +245,6 @@ def _engine(
         host=pricing.host,
         poll_ns=IDLE_POLL_NS,
         horizon=(lambda: cluster.horizon(engine)) if coalesce else None,
-        runs_ahead=runs_ahead,
     )
     return engine
 
@@ -220,7 +265,7 @@ class _RequestMaker:
     """Turns rows of the workload into requests when they arrive, so that memory holds only those in the system."""
 
     def __init__(self, table: RequestTable, record_tokens: bool) -> None:
-        self._table, self._record = table, record_tokens
+        self._table, self._record, self._shared = table, record_tokens, shares_prompts(table)
         self._input = table.input_tokens.tolist()
         self._output = table.output_tokens.tolist()
         self._priority = None if table.priority is None else table.priority.tolist()
@@ -258,7 +303,7 @@ class _RequestMaker:
     def chain(self, row: int, block_size: int) -> Chain | None:
         """Names of the prefixes of a prompt that may be shared; the request that is routed takes over what was made to
         look it up."""
-        if self._table.segments is None and self._table.token_ids is None:
+        if not self._shared:
             return None
         chain = self._chains.get((row, block_size))
         if chain is None:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Protocol
-
-import numpy as np
 
 from servetwin.catalog.units import format_duration
 from servetwin.cluster.routing.router import Router
+from servetwin.cluster.sessions import Sessions
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request, Status
 from servetwin.workload.table import RequestTable
@@ -62,22 +61,24 @@ class Cluster:
         self._wakes: list[tuple[int, int]] = []
         """(time, engine); those that `_wake_of` does not hold are superseded"""
         self._wake_of: list[int | None] = []
+        self._last_wake = (-1, -1)
         self._queue: deque[Request] = deque()
         """requests that wait in the router, first come, first served; some may have ended"""
         self._made_room = False
         """a request has ended: another one may come in its place"""
-        self._order = _release_order(table)
+        self.sessions = Sessions(table)
+        self._order = iter(()) if table.concurrency is not None else self.sessions.roots()
         self._coming = -1
         """row of the next open-loop arrival, the only one among the happenings"""
         self._places = 0
         """free places of a closed loop"""
-        self._backlog: list[int] = []
-        """rows of a closed loop that wait for a free place, last one first"""
+        self._backlog: list[list[int]] = []
+        """rows of a closed loop (those that open a session together) that wait for a free place, last ones first"""
         if table.concurrency is None:
             self._next_arrival()
         else:
             self._places = table.concurrency
-            self._backlog = [row for _, row in self._order][::-1]
+            self._backlog = self.sessions.queue()[::-1]
 
     # Called by engines ---------------------------------------------------------------------------------------------
 
@@ -88,17 +89,22 @@ class Cluster:
 
     def horizon(self, engine: Engine) -> int | None:
         """A time before which nothing can reach `engine` from outside, and nobody looks at it; None: for ever."""
+        first = self._first_happening()
         if self._others_wait:
             if self._made_room:
                 return self.now
             # A request that ends elsewhere may send the next one here.
             soonest, chosen_at = self._first_wake(), None
         else:
-            soonest = chosen_at = self._first_happening()
+            soonest = first
+            if self.sessions.waiting and (wake := self._first_wake()) is not None:
+                # A request that ends elsewhere may send a turn of its session here, once its tool has run.
+                turn = wake + self.sessions.shortest_ns
+                soonest = turn if soonest is None else min(soonest, turn)
             if soonest is None:
                 return None
+            chosen_at = soonest
         boundary = self.router.boundary(self.now, chosen_at)
-        first = self._first_happening()
         return min((time for time in (soonest, boundary, first) if time is not None), default=None)
 
     @property
@@ -145,16 +151,19 @@ class Cluster:
                 self._made_room = False
                 self._refill(time)
                 self._empty_queue(time)
-        if self.unfinished:  # C2: nothing is left to happen, so they would never end
-            raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} never ended")
+        if self.unfinished or self.sessions.waiting:  # C2: nothing is left to happen, so they would never end
+            raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} (or turns after them) never ended")
 
     def _wake(self, number: int, time: int) -> None:
         assert time >= self.now, "the clock went back"
         self.now = time
         self.events += 1
         self._wake_of[number] = None
-        self.router.touch(number, time)
-        following = self.engines[number].wake(time)
+        self._last_wake = time, number
+        engine = self.engines[number]
+        for each in engine.together:
+            self.router.touch(each, time)
+        following = engine.wake(time)
         if following is not None:
             self._wake_of[number] = following
             heapq.heappush(self._wakes, (following, number))
@@ -175,6 +184,11 @@ class Cluster:
         else:
             self._give_up(kind, request, time)
 
+    def _woken(self, now: int) -> int:
+        """The last engine that was woken at `now`; engines with lower numbers have come past that moment too."""
+        time, number = self._last_wake
+        return number if time == now else -1
+
     # Arrivals ------------------------------------------------------------------------------------------------------
 
     def _next_arrival(self) -> None:
@@ -185,10 +199,10 @@ class Cluster:
     def _refill(self, now: int) -> None:
         """Let the next requests of a closed loop in, as long as there are free places."""
         while self._backlog and self._places:
-            row = self._backlog.pop()
             self._places -= 1
-            time = max(now, int(self.table.arrival_ns[row]))
-            heapq.heappush(self._happenings, (time, ARRIVAL, row, None))
+            for row in self._backlog.pop():
+                time = max(now, int(self.table.arrival_ns[row]))
+                heapq.heappush(self._happenings, (time, ARRIVAL, row, None))
 
     def _arrive(self, row: int, time: int) -> None:
         self.events += 1
@@ -224,7 +238,7 @@ class Cluster:
 
     def _send(self, request: Request, now: int) -> bool:
         """Send a request to an engine, now; whether the engine took it."""
-        engine = self.router.choose(request, self._model(request.row), now)
+        engine = self.router.choose(request, self._model(request.row), now, self._woken(now))
         request.engine = engine.number
         longest = engine.scheduler.options.max_model_len
         reason = self.router.refusal(engine)
@@ -248,7 +262,7 @@ class Cluster:
         engine = self.engines[request.engine]
         engine.inbox.append((request, end))
         if engine.awaiting:
-            sooner = engine.interrupt(time)
+            sooner = engine.interrupt(time, engine.number <= self._woken(time))
             if sooner is not None:
                 self._wake_of[engine.number] = sooner
                 heapq.heappush(self._wakes, (sooner, engine.number))
@@ -285,20 +299,17 @@ class Cluster:
         self._leave(request, now)
 
     def _leave(self, request: Request, now: int) -> None:
-        """`request` has ended at `now`."""
-        self.ended_requests.append(request)
+        """`request` has ended at `now`: turns that waited for it come, or fail with it."""
         del self.unfinished[request.row]
-        self._places += 1
+        released, failed = self.sessions.after(request, now)
+        for time, row in released:
+            heapq.heappush(self._happenings, (time, ARRIVAL, row, None))
+        for one in (request, *failed):
+            self.ended_requests.append(one)
+            self._places += self.sessions.ended(one.row)
         self._made_room = True
 
 
 def _in_vain(kind: int, request: Request) -> bool:
     """Whether a timer has nothing left to end."""
     return request.finished or (kind == TIMEOUT and request.scheduled_ns >= 0)
-
-
-def _release_order(table: RequestTable) -> Iterator[tuple[int, int]]:
-    """(arrival, row) in order of arrival, ties by row."""
-    arrivals: Sequence[int] = table.arrival_ns.tolist()
-    order = np.argsort(table.arrival_ns, kind="stable").tolist()
-    return ((arrivals[row], row) for row in order)

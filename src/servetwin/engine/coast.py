@@ -73,8 +73,8 @@ class Run:
         return self.end_ns
 
     def take_blocks(self, scheduler: Scheduler, now: int) -> None:
-        """Bring the KV cache to where it is just before `now`."""
-        self._take(scheduler, bisect_left(self.times.tops, now, hi=self.steps))
+        """Bring the KV cache to where it is just before `now`; the first step was scheduled when the run began."""
+        self._take(scheduler, max(1, bisect_left(self.times.tops, now, hi=self.steps)))
 
     def _take(self, scheduler: Scheduler, steps: int) -> None:
         if steps > self._taken:

@@ -8,7 +8,7 @@ batches has room; otherwise the oldest batch is awaited. The engine only looks a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from servetwin.engine.batch import Batch
@@ -18,6 +18,7 @@ from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
+from servetwin.timing.stages import apportion
 
 SHORTEST_REACH, FARTHEST_REACH = 8, 512
 """How many steps an engine runs ahead: few where it was interrupted soon, so that little is priced in vain."""
@@ -47,19 +48,6 @@ class Log(Protocol):
 OnEnd = Callable[[Request, int], None]
 """Told about each request that ended, and when."""
 
-StageSplit = Callable[[int], list[int]]
-"""Splits the device time of a step over the pipeline stages."""
-
-
-def even_stages(stages: int) -> StageSplit:
-    """Every stage takes an equal part; the last one the remainder."""
-
-    def split(ns: int) -> list[int]:
-        part = ns // stages
-        return [part] * (stages - 1) + [ns - part * (stages - 1)]
-
-    return split
-
 
 class Engine:
     """Runs one scheduler over one (possibly pipelined) group of devices.
@@ -79,16 +67,17 @@ class Engine:
         on_end: OnEnd,
         *,
         host: HostOverhead = NO_OVERHEAD,
-        stages: StageSplit | None = None,
         poll_ns: int | None = None,
         horizon: Callable[[], int | None] | None = None,
         runs_ahead: bool = False,
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
-        self.host, self.stages, self.poll_ns = host, stages or even_stages(scheduler.options.pipeline), poll_ns
+        self.host, self.poll_ns = host, poll_ns
         self.inbox: deque[tuple[Request, Status | None]] = deque()
         """arrivals (None), and requests that are to end as ABORTED or FAILED (their `reason` says why), which the loop
         has not looked at yet, in time order"""
+        self.together: Sequence[int] = (number,)
+        """numbers of the engines that a wake of this one may change"""
         self.steps = 0
         self.awaiting = False
         """the loop waits for the oldest batch, and looks at nothing else before that has ended"""
@@ -115,8 +104,7 @@ class Engine:
                 if batches[0].end_ns > now:
                     return batches[0].end_ns
                 oldest = batches.popleft()
-                for request in scheduler.update(oldest, now):
-                    self.on_end(request, now)
+                self._finish(oldest, now)
                 self.awaiting = False
                 if not self._ran and self._stuck(oldest, now):
                     return self._next_look(now, oldest)
@@ -162,20 +150,24 @@ class Engine:
             self._reach = min(2 * self._reach, FARTHEST_REACH)
         self.run, self.awaiting = None, False
 
-    def interrupt(self, now: int) -> int | None:
-        """Something reaches the inbox at `now`: when the loop will look at it, if that is sooner than `wake` said."""
+    def interrupt(self, now: int, passed: bool = False) -> int | None:
+        """Something reaches the inbox at `now`: when the loop will look at it, if that is sooner than `wake` said.
+
+        `passed`: single steps would have come past a loop top at `now` already.
+        """
         run = self.run
         if run is None or run.end_ns <= now:
             return None
         planned = run.steps
-        end = run.cut(now)
+        end = run.cut(now + passed)
         self._reach = max(SHORTEST_REACH, min(2 * run.steps, FARTHEST_REACH))
         return end if run.steps < planned else None
 
-    def settle(self, now: int) -> None:
-        """Bring the KV cache to where it is just before `now`, for somebody who looks at it."""
+    def catch_up(self, now: int, passed: bool = False) -> None:
+        """Bring the KV cache to where it is at `now`, for somebody who looks at it; with a loop top at `now` only where
+        single steps would have come past it already (`passed`)."""
         if self.run is not None:
-            self.run.take_blocks(self.scheduler, now)
+            self.run.take_blocks(self.scheduler, now + passed)
 
     def occupy_until(self, ns: int) -> None:
         """The device is busy until `ns`."""
@@ -199,11 +191,15 @@ class Engine:
         """
         if not self.scheduler.has_work or any(len(batch) for batch in (batch, *self._batches)):
             return False
-        return bool(batch.preempted) or not self._fail_unservable(now)
+        return self._has_preempted(batch) or not self._fail_unservable(now)
+
+    def _has_preempted(self, batch: Batch) -> bool:
+        """Whether `batch` or an empty one behind it, the last to be scheduled, has changed the queue."""
+        return any(each.preempted for each in (batch, *self._batches))
 
     def _next_look(self, now: int, batch: Batch) -> int | None:
         """When to schedule again after `batch` came out empty."""
-        if batch.preempted:  # the queue is another one now
+        if self._has_preempted(batch):  # the queue is another one now
             return now + (self.poll_ns or 0)
         connector = self.scheduler.connector
         end = connector.next_end_ns if connector else None
@@ -226,6 +222,10 @@ class Engine:
                     scheduler.fail(request, request.reason, now)
                 self.on_end(request, now)
 
+    def stage_times(self, shape: StepShape, ns: int) -> list[int]:
+        """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
+        return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
+
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
@@ -236,10 +236,14 @@ class Engine:
         if len(free) == 1:
             free[0] = at = at + ns
         else:
-            for stage, part in enumerate(self.stages(ns)):
+            for stage, part in enumerate(self.stage_times(shape, ns)):
                 free[stage] = at = max(at, free[stage]) + part
         batch.end_ns = self._last_end = at
         batch.index = self.steps
         self.steps += 1
         self.last_batch = batch
         self.log.step(self.number, batch, self.scheduler.options.usable_blocks - batch.free)
+
+    def _finish(self, batch: Batch, now: int) -> None:
+        for request in self.scheduler.update(batch, now):
+            self.on_end(request, now)

@@ -59,6 +59,8 @@ class Scheduler:
         """ended requests whose blocks a copy still reads or writes"""
         self.gaps: dict[int, int] = {}
         """how often each gap between two tokens of a request occurred (ns -> count)"""
+        self.holds_prefills: bool | None = None
+        """whether prefills wait in the next step; None: the scheduler counts its own steps since the last prefill"""
         self.prefix_queries = self.prefix_hits = 0
         self.preemptions = 0
         self.max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
@@ -201,13 +203,10 @@ class Scheduler:
 
     def _holds_prefills(self) -> bool:
         """With a prefill interval, decodes run alone until so many steps have passed since the last prefill."""
-        interval = self.options.prefill_schedule_interval
-        return (
-            interval > 1
-            and not self._capacity_bound
-            and self._executed_steps + 1 - self._last_prefill_step < interval
-            and any(not request.prefilling for request in self.running)
-        )
+        interval, holds = self.options.prefill_schedule_interval, self.holds_prefills
+        if holds is None:
+            holds = interval > 1 and self._executed_steps + 1 - self._last_prefill_step < interval
+        return holds and not self._capacity_bound and any(not request.prefilling for request in self.running)
 
     def _continue_running(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool) -> int:
         running, longest = self.plain, self.options.max_model_len - 1

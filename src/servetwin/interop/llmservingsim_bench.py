@@ -50,11 +50,14 @@ class Bench:
     version: str | None
     """of vLLM, as it calls itself"""
     settings: Mapping[str, Any]
-    """what the engine ran with; what the run does not state is left out"""
+    """what the engine, or each data-parallel rank of it, ran with; what the run does not state is left out"""
     tensor: int
     pipeline: int
+    data: int
+    expert_parallel: bool
+    """whole experts on the ranks, over the tensor and data-parallel ones, instead of a part of every expert"""
     blocks: int | None
-    """KV blocks that the engine had"""
+    """KV blocks that the engine had, over all data-parallel ranks"""
     memory: int | None
     """bytes of the device, as the driver reports them"""
     dataset: str | None
@@ -73,12 +76,10 @@ def read_bench(folder: Path) -> Bench:
     kwargs = meta.maybe_group("engine_kwargs") or Fields({}, meta.where)
     settings = _settings(kwargs, _KWARGS)
     degrees = [kwargs.maybe(name, count, 1) for name in _DEGREES]
-    refused = [f"engine_kwargs.data_parallel_size {degrees[2]}"] if degrees[2] > 1 else []
-    if kwargs.maybe("enable_expert_parallel", switch, False):
-        refused.append("engine_kwargs.enable_expert_parallel")
+    expert_parallel = kwargs.maybe("enable_expert_parallel", switch, False)
     for name in _NO_EFFECT:
         kwargs.has(name)
-    refused += [f"engine_kwargs.{name}" for name, value in kwargs.rest().items() if value not in (None, False)]
+    refused = [f"engine_kwargs.{name}" for name, value in kwargs.rest().items() if value not in (None, False)]
     if refused:
         raise InputError("cannot be imported: " + ", ".join(refused), where=meta.where)
     for part in _resolved(meta):
@@ -92,6 +93,8 @@ def read_bench(folder: Path) -> Bench:
         settings=settings | _settings(cache, _SETTINGS),
         tensor=degrees[0],
         pipeline=degrees[1],
+        data=degrees[2],
+        expert_parallel=expert_parallel,
         blocks=cache.maybe("num_gpu_blocks", count, None),
         memory=hardware.maybe("total_memory", count, None),
         dataset=meta.maybe("dataset_path", text, None),

@@ -1,6 +1,6 @@
-"""The cluster file of LLMServingSim 2.0, as far as it describes a single engine.
+"""The cluster file of LLMServingSim 2.0: its nodes, and the instances on them.
 
-Everything else that such a file can say is refused by its name; nothing in it is ignored.
+What such a file can say and a scenario cannot is refused by its name; nothing in it is ignored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ from servetwin.interop.llmservingsim_options import ENGINE, MEMORY_SHARE, REFUSE
 
 GIB = 1 << 30
 """That project's unit of memory sizes and of link bandwidths; bandwidths of memories are in 1e9 B/s."""
-INSTANCE = "nodes[0].instances[0]"
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host memory of a node: bytes, and B/s."""
+
+    memory: int
+    bandwidth: float
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One engine and its hardware."""
+    """What that project calls an instance: a scheduler and its devices."""
 
+    place: str
+    """in the file, such as `nodes[0].instances[1]`"""
+    node: int
     model: str
     hardware: str
     memory: int
@@ -33,13 +43,27 @@ class Instance:
     tensor: int
     pipeline: int
     expert: int | None
-    """None: as that project infers it"""
-    link_bandwidth: float
-    """B/s in one direction"""
-    link_latency: int
-    """ns"""
+    """of the whole data-parallel group; None: as that project infers it"""
+    group: str | None
+    """the data-parallel group that it is a member of"""
     engine: Mapping[str, Any]
     """options of its own, which override flags"""
+
+    @property
+    def devices(self) -> int:
+        return self.tensor * self.pipeline
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A whole file. Links are per dimension of that project's network, or one for all: GiB/s, ns a hop."""
+
+    path: Path
+    hosts: tuple[Host, ...]
+    instances: tuple[Instance, ...]
+    """in the order of the file"""
+    link_bw: list[float] | float
+    link_latency: list[float] | float
 
 
 def json_fields(path: Path, content: str | None = None, field: str | None = None) -> Fields:
@@ -61,8 +85,8 @@ def json_fields(path: Path, content: str | None = None, field: str | None = None
     return Fields(data, str(path))
 
 
-def read_cluster(path: Path) -> Instance:
-    """The only instance of the cluster file `path`.
+def read_cluster(path: Path) -> Cluster:
+    """What stands in the cluster file `path`.
 
     Raises InputError for what is wrong in the file, and for features that cannot be imported, all of them by name.
     """
@@ -70,75 +94,66 @@ def read_cluster(path: Path) -> Instance:
     refused: list[str] = []
     nodes = top.get("nodes", _objects)
     _same_number(top, "num_nodes", len(nodes), "nodes")
-    instances: list[tuple[str, dict[str, Any]]] = []
+    hosts: list[Host] = []
+    instances: list[Instance] = []
     for index, data in enumerate(nodes):
         node = Fields(data, str(path), f"nodes[{index}]")
         found = node.get("instances", _objects)
         _same_number(node, "num_instances", len(found), "instances")
-        instances += [(f"{node.path}.instances[{i}]", instance) for i, instance in enumerate(found)]
-        _read_host_memory(node, refused)
+        hosts.append(_read_host(node, refused))
         if node.has("power"):
             refused.append(f"{node.path}.power")
         node.done()
-    if len(nodes) > 1:
-        refused.append(f"num_nodes {len(nodes)}")
-    if len(instances) > 1:
-        refused.append(f"{len(instances)} instances")
+        for at, instance in enumerate(found):
+            place = f"{node.path}.instances[{at}]"
+            instances.append(_read_instance(Fields(instance, str(path), place), index, refused))
     if top.has("cxl_mem"):
         refused.append("cxl_mem")
     links = top.get("link_bw", _numbers), top.get("link_latency", _numbers)
     top.done()
-    read = [_read_instance(Fields(data, str(path), place), refused) for place, data in instances]
     if refused:
-        message = "only a single engine can be imported, without: " + ", ".join(refused)
-        raise InputError(message, where=str(path))
-    tensor, pipeline = read[0]["tensor"], read[0]["pipeline"]
-    dimensions = (tensor > 1) + (pipeline > 1) or 1
-    bandwidth, latency = (
-        _one_link(name, values, dimensions, path)
-        for name, values in zip(("link_bw", "link_latency"), links, strict=True)
-    )
-    if not bandwidth:
-        raise InputError("must be more than 0", where=str(path), field="link_bw", found=bandwidth)
-    return Instance(**read[0], link_bandwidth=bandwidth * GIB, link_latency=round(latency))
+        raise InputError("cannot be imported: " + ", ".join(refused), where=str(path))
+    return Cluster(path, tuple(hosts), tuple(instances), *links)
 
 
-def _read_host_memory(node: Fields, refused: list[str]) -> None:
-    """Host memory holds nothing in what can be imported; it is only checked."""
+def _read_host(node: Fields, refused: list[str]) -> Host:
     host = Fields(node.get("cpu_mem", _any), node.where, f"{node.path}.cpu_mem")
     pim = host.has("pim_config")
     if pim:
         refused.append(f"{host.path}.pim_config")
-    host.get("mem_size", number)
-    for name in ("mem_bw", "mem_latency"):
-        value = host.maybe(name, number, 0.0) if pim else host.get(name, number)
-        if name == "mem_latency" and value:
-            refused.append(f"{host.path}.mem_latency {value:g}")
+    size = int(host.get("mem_size", _positive) * GIB)
+    bandwidth = host.maybe("mem_bw", number, 0.0) if pim else host.get("mem_bw", _positive)
+    latency = host.maybe("mem_latency", number, 0.0) if pim else host.get("mem_latency", number)
+    if latency:
+        refused.append(f"{host.path}.mem_latency {latency:g}")
     host.done()
+    return Host(size, bandwidth * 1e9)
 
 
-def _read_instance(fields: Fields, refused: list[str]) -> dict[str, Any]:
+def _read_instance(fields: Fields, node: int, refused: list[str]) -> Instance:
     memory = Fields(fields.get("npu_mem", _any), fields.where, f"{fields.path}.npu_mem")
     engine = {name: fields.get(name, read) for name, (read, _) in ENGINE.items() if fields.has(name)}
-    experts = fields.maybe("ep_size", count, None)
-    result: dict[str, Any] = {
-        "model": fields.get("model_name", text),
-        "hardware": fields.get("hardware", text),
-        "memory": int(memory.get("mem_size", _positive) * GIB),
-        "memory_bandwidth": memory.get("mem_bw", _positive) * 1e9,
-        "expert": experts,
-        "engine": engine,
-    }
     if memory.has("mem_util"):
         engine[MEMORY_SHARE] = memory.get("mem_util", share)
     if latency := memory.get("mem_latency", number):
         refused.append(f"{memory.path}.mem_latency {latency:g}")
+    tensor, pipeline = _parallelism(fields)
+    result = Instance(
+        place=fields.path,
+        node=node,
+        model=fields.get("model_name", text),
+        hardware=fields.get("hardware", text),
+        memory=int(memory.get("mem_size", _positive) * GIB),
+        memory_bandwidth=memory.get("mem_bw", _positive) * 1e9,
+        tensor=tensor,
+        pipeline=pipeline,
+        expert=fields.maybe("ep_size", count, None),
+        group=fields.maybe("dp_group", text, None),
+        engine=engine,
+    )
     memory.done()
-    result["tensor"], result["pipeline"] = _parallelism(fields)
-    given = {name: fields.get(name, text) for name in ("pd_type", "dp_group") if fields.has(name)}
-    refused += [f"{fields.path}.{name} {value!r}" for name, value in given.items()]
-    if experts is not None and experts > 1:
-        refused.append(f"{fields.path}.ep_size {experts}")
+    if fields.has("pd_type"):
+        refused.append(f"{fields.path}.pd_type {fields.get('pd_type', text)!r}")
     if fields.has("placement") and (places := _elsewhere(fields.get("placement", _any), fields)):
         refused.append(f"{fields.path}.placement at {', '.join(sorted(places))}")
     refused += [f"{fields.path}.{name}" for name in REFUSED_SWITCHES if fields.maybe(name, switch, False)]
@@ -187,18 +202,6 @@ def _elsewhere(placement: object, fields: Fields) -> set[str]:
             rule.get("blocks", text)
         rule.done()
     return found
-
-
-def _one_link(name: str, values: list[float] | float, dimensions: int, path: Path) -> float:
-    if not isinstance(values, list):
-        return values
-    if len(values) != dimensions:
-        allowed = f"one number, or a list of {dimensions}"
-        raise InputError("has the wrong length", where=str(path), field=name, found=values, allowed=allowed)
-    if len(set(values)) > 1:
-        message = "cannot be imported: links that differ between the dimensions of one engine"
-        raise InputError(message, where=str(path), field=name, found=values, allowed="equal numbers")
-    return values[0]
 
 
 def _same_number(fields: Fields, name: str, items: int, of: str) -> None:

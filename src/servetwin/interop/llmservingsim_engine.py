@@ -1,4 +1,4 @@
-"""What a single engine of LLMServingSim 2.0 is in a scenario: its model, and its options."""
+"""What an instance of LLMServingSim 2.0 is in a scenario: its model, and the options of its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from servetwin import catalog
 from servetwin.errors import InputError, nearest
 from servetwin.interop.llmservingsim_bench import Bench
-from servetwin.interop.llmservingsim_cluster import INSTANCE, Instance, json_fields
+from servetwin.interop.llmservingsim_cluster import Instance, json_fields
 from servetwin.interop.llmservingsim_options import ENGINE, MEMORY_SHARE, WHERE, Flags
 from servetwin.model import architecture_of, load_architecture
 from servetwin.scenario.defaults import longest_sequence
@@ -19,6 +19,7 @@ from servetwin.scenario.defaults import longest_sequence
 ENGINE_VERSION = "vllm-0.19"
 """The vLLM whose scheduler that project follows."""
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "fp8": "fp8", "int8": "int8"}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 
@@ -30,7 +31,8 @@ class Model:
     reference: str
     layers: int
     longest: int
-    experts: bool
+    experts: int
+    """of each layer that has any; 0: a dense model"""
     dtype: str
 
 
@@ -43,7 +45,7 @@ def read_model(instance: Instance, repo: Path, cluster: Path) -> Model:
         raise InputError(
             f"no such model configuration in {folder}",
             where=str(cluster),
-            field=f"{INSTANCE}.model_name",
+            field=f"{instance.place}.model_name",
             found=name,
             allowed=", ".join(names) or "a file <model_name>.json there",
             hint=nearest(name, names),
@@ -62,31 +64,9 @@ def read_model(instance: Instance, repo: Path, cluster: Path) -> Model:
         reference=entry.id if known else str(path.resolve()),
         layers=len(arch.layers),
         longest=longest,
-        experts="num_experts" in config or "num_local_experts" in config,
+        experts=next((config[key] for key in _EXPERTS if isinstance(config.get(key), int)), 0),
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch."),
     )
-
-
-def check_experts(instance: Instance, given: Flags, model: Model, cluster: Path) -> None:
-    """What that project does with the experts of a model, beyond what a single engine without it shows."""
-    if not model.experts:
-        return
-    if given.expert_routing != "BALANCED":
-        raise InputError("cannot be imported", where=WHERE, field="--expert-routing-policy", found=given.expert_routing)
-    if instance.expert is None and instance.tensor > 1:
-        message = "cannot be imported: expert parallelism, which a model with experts gets of tp_size"
-        field, allowed = f"{INSTANCE}.ep_size", "ep_size: 1"
-        raise InputError(message, where=str(cluster), field=field, found=instance.tensor, allowed=allowed)
-
-
-def check_run(run: Bench, instance: Instance, cluster: Path) -> None:
-    of_run = {"model_name": run.model, "tp_size": run.tensor, "pp_size": run.pipeline}
-    of_file = {"model_name": instance.model, "tp_size": instance.tensor, "pp_size": instance.pipeline}
-    for name, found in of_file.items():
-        if found != of_run[name]:
-            message = f"is not what the run in {run.where} had"
-            field, allowed = f"{INSTANCE}.{name}", str(of_run[name])
-            raise InputError(message, where=str(cluster), field=field, found=found, allowed=allowed)
 
 
 def engine_options(
@@ -110,7 +90,8 @@ def engine_options(
     options["gpu_memory_utilization"] = settings.pop(MEMORY_SHARE)
     options["scheduler_reserve_full_isl"] = settings.pop("reserve_full_isl")
     if run is not None and run.blocks is not None:
-        options["num_gpu_blocks_override"] = run.blocks
+        # vLLM's front end adds up the blocks of its data-parallel ranks (`wait_for_engine_startup`)
+        options["num_gpu_blocks_override"] = run.blocks // run.data
     return options | settings, dtype, kv_dtype
 
 
@@ -121,7 +102,7 @@ def _check_settings(run: Bench, settings: Mapping[str, Any], given: Flags, insta
         if name == MEMORY_SHARE or settings.get(name) == real:
             continue
         for where, explicit, field in (
-            (str(cluster), instance.engine, f"{INSTANCE}.{name}"),
+            (str(cluster), instance.engine, f"{instance.place}.{name}"),
             (WHERE, given.engine, "--" + name.replace("_", "-")),
         ):
             if name in explicit:

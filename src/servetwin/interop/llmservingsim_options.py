@@ -77,6 +77,7 @@ _REFUSED_VALUES = {
     "enable_prefix_sharing": (True,),
     "prefix_storage": ("CPU", "CXL"),
     "request_routing_policy": ("CUSTOM",),
+    "expert_routing_policy": ("CUSTOM",),
     "skip_prefill": (True,),
     "network_backend": ("ns3",),
     **dict.fromkeys(REFUSED_SWITCHES, (True,)),

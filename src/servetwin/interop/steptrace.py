@@ -204,6 +204,7 @@ def replay(trace: StepTrace, rides: bool = True) -> tuple[list[dict[str, Any]], 
         law.get("per_prefill_token", 0),
         law.get("per_decode_seq", 0),
         law.get("per_context_token", 0),
+        options.pipeline,
     )
     kv = options.new_kv_cache()
     connector = KVConnector(lambda tokens: 2_000_000 + 500 * tokens)

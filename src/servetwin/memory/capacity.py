@@ -131,11 +131,13 @@ def block_layout(
     arch: Architecture, dtypes: Dtypes, sharding: Sharding, block_size: int
 ) -> tuple[tuple[BlockGroup, ...], int]:
     """The KV groups and tokens a block where the number of blocks is given; of the stage with the largest blocks.
+    Ranks that deal out the KV of a sequence hold `block_size` tokens of a block each, as in vLLM.
 
     InputError for a sharding the model does not allow.
     """
     check_sharding(arch, sharding)
-    plans = [plan_groups(kv_groups(arch, dtypes, sharding, i), block_size) for i in range(sharding.pipeline)]
+    wide = block_size * sharding.context
+    plans = [plan_groups(kv_groups(arch, dtypes, sharding, i), wide) for i in range(sharding.pipeline)]
     groups, tokens, _ = max(plans, key=lambda plan: plan[2])
     return groups, tokens
 
@@ -162,7 +164,8 @@ def _stage(arch: Architecture, dtypes: Dtypes, sharding: Sharding, stage: int, l
     peak = activation_bytes(arch, dtypes, sharding, stage, limits.batched_tokens, limits.seqs)
     budget = int(limits.device * limits.utilization)
     room = budget - weights - peak - limits.reserve.graphs - limits.reserve.runtime
-    groups, block_size, block_bytes = plan_groups(kv_groups(arch, dtypes, sharding, stage), limits.block_size)
+    wide = limits.block_size * sharding.context
+    groups, block_size, block_bytes = plan_groups(kv_groups(arch, dtypes, sharding, stage), wide)
     blocks = max(0, room) // block_bytes if block_bytes else 0
     length = limits.model_len or arch.max_positions
     a_request = sum(g.blocks(length, block_size, limits.batched_tokens) for g in groups)

@@ -7,10 +7,14 @@ least a kernel must move: every operand once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from servetwin.model.dtypes import BF16, Dtype
+
+if TYPE_CHECKING:
+    from servetwin.model.expert_placement import RankLoads
 
 Kind = Literal[
     "embedding",
@@ -27,6 +31,7 @@ Kind = Literal[
     "sampler",
     "allreduce",
     "allgather",
+    "reducescatter",
     "alltoall",
     "sendrecv",
 ]
@@ -61,8 +66,15 @@ class Operator:
     kind: Kind
     stages: tuple[int, ...] = ()
     """how many times each pipeline stage runs it in a step"""
-    rows: Literal["tokens", "logits"] = "tokens"
-    """what it runs over: all new tokens, or only those whose logits are wanted"""
+    rows: Literal["tokens", "logits", "decodes", "gathered", "step"] = "tokens"
+    """what it runs over: all new tokens; only those whose logits are wanted; those of decodes; the tokens of all
+    data-parallel ranks, padding included; or once a step, whatever is in it"""
+    data: int = 1
+    """of gathered rows: the ranks that bring them, each as many as this one where nothing else is said"""
+    parts: int = 1
+    """tensor-parallel ranks that deal the rows out among themselves"""
+    every: int = 1
+    """it runs in one of so many steps; its time is spread evenly over them"""
     read_a_row: int = 0
     """bytes"""
     written_a_row: int = 0
@@ -74,10 +86,18 @@ class Operator:
         return 0
 
     def count(self, shape: Shape) -> Amount:
-        """Rows of the step."""
-        if self.rows == "logits":
-            return shape.prefill_seqs + shape.decode_tokens
-        return shape.prefill_tokens + shape.decode_tokens
+        """Rows of the step, for one rank."""
+        match self.rows:
+            case "logits":
+                return shape.prefill_seqs + shape.decode_tokens
+            case "decodes":
+                return shape.decode_tokens
+            case "step":
+                return 1
+        tokens = shape.prefill_tokens + shape.decode_tokens
+        if self.rows == "gathered":
+            tokens = tokens * self.data
+        return tokens if self.parts == 1 else -(-tokens // self.parts)
 
     def flops(self, shape: Shape) -> Amount:
         return 0
@@ -137,6 +157,8 @@ class AttentionKernel(Operator):
     window: int | None = None
     expand: int = 0
     """FLOPs to expand one cached token of a prefill (latent attention rebuilds its keys and values)"""
+    context: int = 1
+    """ranks over which the KV of every decode is dealt out; each attends with the query heads of all of them"""
     activation: Dtype = BF16
 
     @property
@@ -150,7 +172,7 @@ class AttentionKernel(Operator):
         """Query-key pairs. With a window: exact when the sequences are alike, else that of their mean."""
         if self.is_context:
             return context_pairs(shape, self.window)
-        full = decode_pairs(shape)
+        full = -(-decode_pairs(shape) // self.context)
         return full if self.window is None else least(full, shape.decode_tokens * self.window)
 
     def kv_tokens(self, shape: Shape) -> Amount:
@@ -159,6 +181,8 @@ class AttentionKernel(Operator):
             seqs, new, old = shape.prefill_seqs, shape.prefill_tokens, shape.prefill_context
         else:
             seqs, new, old = shape.decode_seqs, shape.decode_tokens, shape.decode_context
+            if self.context > 1:
+                return -(-(old + new) // self.context)
         return old + new if self.window is None else least(old + new, seqs * (self.window - 1) + new)
 
     def flops(self, shape: Shape) -> Amount:
@@ -224,7 +248,8 @@ class Recurrence(Operator):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts(Operator):
-    """The routed experts of a rank, tokens spread evenly over all experts (of all ranks)."""
+    """The routed experts of a rank. Sizes are those of even routing, which are also the mean of all ranks under any
+    other; `routing` says what each rank has to do where it is uneven (None: even)."""
 
     kind: Kind = "moe"
     experts: int
@@ -235,8 +260,9 @@ class Experts(Operator):
     inter: int
     """a rank's share of an expert's width"""
     gated: bool = True
-    data: int = 1
-    """data-parallel ranks whose tokens meet here, each with as many as this one"""
+    redundant: int = 0
+    """copies of popular experts beyond one of each"""
+    routing: RankLoads | None = None
     activation: Dtype = BF16
 
     @property
@@ -249,12 +275,25 @@ class Experts(Operator):
 
     def pairs(self, shape: Shape) -> Amount:
         """Token-expert pairs that the rank computes."""
-        return self.count(shape) * self.data * self.top_k * self.local_experts / self.experts
+        return self.pairs_of(self.count(shape))
 
     def touched(self, shape: Shape) -> Amount:
-        """Expected experts of the rank that get a token: each token picks `top_k` different ones at random."""
-        missed = (1 - self.top_k / self.experts) ** (self.count(shape) * self.data)
-        return self.local_experts * (1 - missed)
+        """Expected experts of the rank that get a token."""
+        return self.touched_by(self.count(shape))
+
+    def pairs_of(self, tokens: Amount) -> Amount:
+        """Pairs that the rank computes of `tokens` of the whole group: T k e / E with e of E experts."""
+        return tokens * self.top_k * self.local_experts / (self.experts + self.redundant)
+
+    def touched_by(self, tokens: Amount) -> Amount:
+        """Expected experts of the rank that some of `tokens` pick, `top_k` different ones each: e (1 - (1 - k/E)^T)."""
+        return self.local_experts * (1 - (1 - self.top_k / (self.experts + self.redundant)) ** tokens)
+
+    def work_of(self, tokens: int) -> Sequence[Sequence[tuple[float, float]]]:
+        """(pairs, experts with a token) of every rank, in each of one or more equally likely outcomes."""
+        if self.routing is None:
+            return [[(self.pairs_of(tokens), self.touched_by(tokens))]]
+        return self.routing.of(tokens)
 
     def flops(self, shape: Shape) -> Amount:
         return 2 * self._expert * self.pairs(shape)
@@ -270,7 +309,8 @@ class Experts(Operator):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective(Operator):
     """Ranks exchange data: all-reduce (bytes of the tensor reduced), all-gather (bytes of the whole result),
-    all-to-all (bytes that a rank sends, to itself included), send and receive to the next stage."""
+    reduce-scatter (bytes of the whole input), all-to-all (bytes that a rank sends, to itself included), send and
+    receive to the next stage."""
 
     ranks: int
     group: Literal["tensor", "expert", "pipeline"] = field(default="tensor")
@@ -278,6 +318,17 @@ class Collective(Operator):
 
     def message_bytes(self, shape: Shape) -> Amount:
         return self.count(shape) * self.bytes_a_row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertExchange(Collective):
+    """One way of an all-to-all between tokens and the ranks of their experts, over the tokens of one rank."""
+
+    kind: Kind = "alltoall"
+    phase: Literal["dispatch", "combine"]
+    hidden: int
+    top_k: int
+    experts: int
 
 
 def least(a: Amount, b: Amount) -> Amount:

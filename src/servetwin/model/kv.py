@@ -25,8 +25,8 @@ class KvGroup(NamedTuple):
     """of one layer and sequence"""
 
 
-def layer_kv(mixer: Mixer | None, dtypes: Dtypes, tensor: int = 1) -> KvGroup | None:
-    """What one layer keeps on one rank, None when it keeps nothing.
+def layer_kv(mixer: Mixer | None, dtypes: Dtypes, tensor: int = 1, context: int = 1) -> KvGroup | None:
+    """What one layer keeps on one rank, None when it keeps nothing; `context` ranks deal the tokens out.
 
     Grouped-query attention keeps 2 x kv_heads x head_dim elements a token, its heads repeated when `tensor` exceeds
     them; latent attention keeps one latent on every rank (DeepSeek-V2, arXiv:2405.04434, 2.1). Recurrent states are in
@@ -36,10 +36,10 @@ def layer_kv(mixer: Mixer | None, dtypes: Dtypes, tensor: int = 1) -> KvGroup | 
     match mixer:
         case Attention() as a:
             size = dtypes.kv.bytes(2 * split(a.kv_heads, tensor) * a.head_dim)
-            return KvGroup("window" if a.window else "full", 1, size, a.window)
+            return KvGroup("window" if a.window else "full", 1, split(size, context), a.window)
         case LatentAttention() as a:
             index = a.index_dim + _INDEX_BYTES_A_SCALE if a.index_heads else 0
-            return KvGroup("latent", 1, dtypes.kv.bytes(a.latent) + index)
+            return KvGroup("latent", 1, split(dtypes.kv.bytes(a.latent) + index, context))
         case GatedDeltaNet() | Mamba2() as m:
             state, conv = recurrent_elements(m, tensor)
             return KvGroup("state", 1, 0, None, dtypes.state.bytes(state) + dtypes.activation.bytes(conv))
@@ -50,7 +50,7 @@ def kv_groups(arch: Architecture, dtypes: Dtypes, sharding: Sharding = ONE, stag
     """The distinct kinds of KV that `stage` keeps, each with its number of layers, in order of first appearance."""
     counts: dict[KvGroup, int] = {}
     for i in stages(arch, sharding.pipeline)[stage]:
-        kept = layer_kv(arch.layers[i].mixer, dtypes, sharding.tensor)
+        kept = layer_kv(arch.layers[i].mixer, dtypes, sharding.tensor, sharding.context)
         if kept is not None:
             counts[kept] = counts.get(kept, 0) + 1
     return tuple(group._replace(layers=count) for group, count in counts.items())

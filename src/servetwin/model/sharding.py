@@ -15,16 +15,20 @@ class Sharding:
     `tensor` splits every matrix over the ranks of a group, `pipeline` gives each stage a run of layers, `data` repeats
     attention and dense parts and gives each copy its own requests. `expert` = ranks over which whole experts are
     spread; what remains of tensor x data splits each expert's width (vLLM: expert = tensor x data with
-    --enable-expert-parallel, else 1).
+    --enable-expert-parallel, else 1), `redundant` = copies of popular experts beyond one of each (vLLM's
+    `num_redundant_experts`). `context` = ranks of a tensor group over which the KV of every sequence is dealt out
+    (vLLM's --decode-context-parallel-size); it takes no devices of its own.
     """
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
     expert: int = 1
+    redundant: int = 0
+    context: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "data", "expert"):
+        for name in ("tensor", "pipeline", "data", "expert", "context"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", field=f"parallelism.{name}", found=getattr(self, name))
         if self.tensor * self.data % self.expert:
@@ -34,11 +38,25 @@ class Sharding:
                 found=self.expert,
                 allowed=f"a divisor of {self.tensor * self.data}",
             )
+        if self.tensor % self.context:
+            raise InputError(
+                "must divide tensor",
+                field="parallelism.context",
+                found=self.context,
+                allowed=f"a divisor of {self.tensor}",
+            )
 
     @property
     def expert_tensor(self) -> int:
         """Ranks that share the width of one expert."""
         return self.tensor * self.data // self.expert
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether tensor ranks, which hold the same tokens after attention, deal them out among themselves for the
+        expert layers, so that each token is dispatched once (vLLM `use_sequence_parallel_moe`: tensor and data above 1
+        with expert parallelism). Shared experts then stand whole on every rank."""
+        return self.tensor > 1 and self.data > 1 and self.expert > 1
 
 
 def check_sharding(arch: Architecture, sharding: Sharding) -> None:
@@ -74,6 +92,50 @@ def check_sharding(arch: Architecture, sharding: Sharding) -> None:
             found=sharding.expert,
             allowed=f"<= {experts}" if experts else "1, the model has no experts",
         )
+    _check_redundant(arch, sharding)
+    if sharding.context > 1:
+        _check_context(arch, sharding)
+
+
+def _check_redundant(arch: Architecture, sharding: Sharding) -> None:
+    if not sharding.redundant:
+        return
+    if sharding.expert == 1:
+        raise InputError(
+            "copies of experts need ranks to spread them over",
+            field="experts.redundant_experts",
+            found=sharding.redundant,
+            allowed="with parallelism.expert above 1",
+        )
+    for experts in {layer.mlp.experts for layer in arch.layers if isinstance(layer.mlp, MoE)}:
+        if left := (experts + sharding.redundant) % sharding.expert:
+            raise InputError(
+                f"{experts} experts and their copies cannot be spread evenly over {sharding.expert} ranks",
+                field="experts.redundant_experts",
+                found=sharding.redundant,
+                allowed=f"such as {sharding.redundant - left + sharding.expert}",
+            )
+
+
+def _check_context(arch: Architecture, sharding: Sharding) -> None:
+    """vLLM shards the KV along the sequence only over ranks that would hold copies of the same heads, and only where
+    all layers keep the KV of all tokens."""
+    field, context = "parallelism.context", sharding.context
+    for mixer in dict.fromkeys(arch.mixers):
+        whole = isinstance(mixer, Attention | LatentAttention) and not (
+            mixer.window if isinstance(mixer, Attention) else mixer.index_heads
+        )
+        if not whole:
+            message = "needs attention over all tokens in every layer (no window, state or sparse indexer)"
+            raise InputError(message, field=field, found=context, allowed="1")
+        copies = sharding.tensor // mixer.kv_heads if isinstance(mixer, Attention) else sharding.tensor
+        if copies < 1 or copies % context:
+            raise InputError(
+                f"the KV heads have {max(1, copies)} copies in a tensor group, over which alone KV can be dealt out",
+                field=field,
+                found=context,
+                allowed=f"a divisor of {max(1, copies)}",
+            )
 
 
 def stages(arch: Architecture, pipeline: int) -> tuple[range, ...]:

@@ -111,7 +111,7 @@ def _mlp(layer: Layer, h: int, sharding: Sharding) -> Iterator[Weight]:
                 yield Weight("mlp_vectors", "norm", split(d.inter, sharding.tensor) * (2 if d.gated else 1) + h)
         case MoE() as m:
             inner = split(m.inter, sharding.expert_tensor)
-            local = split(m.experts, sharding.expert)
+            local = split(m.experts + sharding.redundant, sharding.expert)
             wide = inner * (2 if m.gated else 1)
             yield Weight("router", "router", m.experts, h)
             width = m.latent or h
@@ -125,7 +125,8 @@ def _mlp(layer: Layer, h: int, sharding: Sharding) -> Iterator[Weight]:
             if m.expert_bias:
                 yield Weight("expert_bias", "norm", wide + width, 0, local, min(local, m.top_k))
             if m.shared_inter:
-                yield from _two(m.shared_inter, m.gated, h, sharding.tensor, "shared_", "mlp")
+                ranks = 1 if sharding.sequence_parallel else sharding.tensor
+                yield from _two(m.shared_inter, m.gated, h, ranks, "shared_", "mlp")
             if m.shared_gate:
                 yield Weight("shared_gate", "router", 1, h)
 

@@ -56,6 +56,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
         for statistic, label in SHOWN:
             key = f"{statistic}_{name}_ms"
             yield f"{label} {short} (ms)", _number(summary[key]), _interval(summary, key)
+    if "sessions" in summary:
+        yield from _sessions(summary["sessions"])
     yield "Memory"
     yield "Preemptions", _number(summary["preemptions"])
     yield "Prefix cache hit rate", _percent(summary["prefix_cache_hit_rate"])
@@ -72,6 +74,24 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
     yield "CPU time (s)", _number(simulation["cpu_s"], 3)
     yield "Engine steps", _number(simulation["steps"])
     yield "Events", _number(simulation["events"])
+
+
+def _sessions(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
+    yield "Sessions"
+    yield "Completed sessions", _number(figures["completed"])
+    if figures["failed"]:
+        yield "Failed sessions", _number(figures["failed"])
+    yield "Session throughput (sessions/s)", _number(figures["session_throughput"], 3)
+    yield "Mean turns", _number(figures["mean_turns"])
+    for statistic, label in SHOWN:
+        yield f"{label} duration (s)", _number(_seconds(figures[f"{statistic}_duration_ms"]))
+    yield "Mean time in tools (s)", _number(_seconds(figures["mean_tool_ms"]))
+    for which in ("first", "last"):
+        yield f"Mean TTFT of the {which} turn (ms)", _number(figures[f"mean_{which}_ttft_ms"])
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1e3
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:

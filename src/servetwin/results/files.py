@@ -14,19 +14,29 @@ import numpy as np
 
 from servetwin.errors import InputError
 from servetwin.results.metrics import summarize
-from servetwin.results.run import REQUEST_COLUMNS, SCHEDULE_COLUMNS, STEP_COLUMNS, TEXT_COLUMNS, Columns, Ints, Run
+from servetwin.results.run import (
+    REQUEST_COLUMNS,
+    SCHEDULE_COLUMNS,
+    SESSION_COLUMNS,
+    STEP_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    Ints,
+    Run,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCENARIO, SUMMARY = "scenario.yaml", "summary.json"
 REQUESTS, STEPS, SCHEDULE = "requests.parquet", "steps.parquet", "schedule.parquet"
-RESULT_FILES = (SCENARIO, REQUESTS, STEPS, SCHEDULE, SUMMARY)
+SESSIONS = "sessions.parquet"
+RESULT_FILES = (SCENARIO, REQUESTS, STEPS, SCHEDULE, SESSIONS, SUMMARY)
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A result folder, read back. `requests`, `steps` and `schedule` are columns as in `Run`."""
+    """A result folder, read back. `requests`, `steps`, `schedule` and `sessions` are columns as in `Run`."""
 
     folder: Path
     scenario_yaml: str
@@ -35,6 +45,7 @@ class SavedRun:
     steps: Mapping[str, Ints]
     schedule: Mapping[str, Ints] | None = None
     token_ns: Sequence[Ints] | None = None
+    sessions: Columns | None = None
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -76,6 +87,19 @@ def _ints_table(columns: Mapping[str, Ints], names: tuple[str, ...]) -> pa.Table
     return pa.table({name: pa.array(np.asarray(columns[name], dtype=np.int64)) for name in names})
 
 
+def _sessions_table(sessions: Columns) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table(
+        {
+            name: pa.array(list(sessions[name]), type=pa.string())
+            if name in TEXT_COLUMNS
+            else pa.array(np.asarray(sessions[name], dtype=np.int64))
+            for name in SESSION_COLUMNS
+        }
+    )
+
+
 def _scenario_text(run: Run) -> str:
     """The scenario, headed by comments with what else decided the tables."""
     facts = {"seed": run.seed, **dict(sorted(run.versions.items()))}
@@ -89,6 +113,8 @@ def _write_files(run: Run, folder: Path) -> None:
     _write_parquet(_ints_table(run.steps, STEP_COLUMNS), folder / STEPS)
     if run.schedule is not None:
         _write_parquet(_ints_table(run.schedule, SCHEDULE_COLUMNS), folder / SCHEDULE)
+    if run.sessions is not None:
+        _write_parquet(_sessions_table(run.sessions), folder / SESSIONS)
     summary = json.dumps(summarize(run), indent=2, allow_nan=False)
     (folder / SUMMARY).write_text(summary + "\n", encoding="utf-8", newline="\n")
 
@@ -176,8 +202,11 @@ def read_run(folder: Path) -> SavedRun:
     schedule = None
     if (folder / SCHEDULE).exists():
         schedule = _columns(_read_parquet(folder / SCHEDULE, SCHEDULE_COLUMNS), SCHEDULE_COLUMNS)
+    sessions = None
+    if (folder / SESSIONS).exists():
+        sessions = _columns(_read_parquet(folder / SESSIONS, SESSION_COLUMNS), SESSION_COLUMNS)
     token_ns = None
     if "token_ns" in requests.column_names:
         token_ns = [np.asarray(tokens, dtype=np.int64) for tokens in requests["token_ns"].to_pylist()]
     columns = _columns(requests, REQUEST_COLUMNS)
-    return SavedRun(folder, texts[SCENARIO], summary, columns, steps, schedule, token_ns)
+    return SavedRun(folder, texts[SCENARIO], summary, columns, steps, schedule, token_ns, sessions)

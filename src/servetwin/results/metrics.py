@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from servetwin.results.run import PRICED, Ints, Run
 from servetwin.results.saturation import saturation
+from servetwin.results.sessions import session_metrics
 from servetwin.results.uncertainty import intervals
 
 Floats = NDArray[np.float64]
@@ -145,6 +146,7 @@ def summarize(run: Run) -> dict[str, Any]:
         **statistics,
         "interval": intervals(run, of_finished, statistics) if run.step_error else None,
         **_slo(run, of_finished, duration_s),
+        **session_metrics(run, duration_s),
         "preemptions": int(run.ints("preemptions").sum()),
         "prefix_cache_hit_rate": _ratio(run.prefix_hits, run.prefix_queries),
         "peak_kv_usage": _peak_kv_usage(run),

@@ -24,6 +24,11 @@ STEP_COLUMNS = (
     "decode_seqs", "decode_context", "running", "waiting", "kv_blocks_used", "preempted",
 )  # fmt: skip
 
+SESSION_COLUMNS = (
+    "session", "status", "turns", "arrival_ns", "finish_ns", "tool_ns", "input_tokens", "output_tokens",
+    "cached_tokens", "first_ttft_ns", "last_ttft_ns",
+)  # fmt: skip
+
 SCHEDULE_COLUMNS = ("engine", "step", "request", "tokens")
 
 PRICED = ("measured", "interpolated", "extrapolated", "analytic")
@@ -73,6 +78,8 @@ class Run:
     """with `--record tokens`: time of every token, a request"""
     schedule: Mapping[str, Ints] | None = None
     """with `--record schedule`: columns SCHEDULE_COLUMNS, in the order scheduled"""
+    sessions: Columns | None = None
+    """columns SESSION_COLUMNS, one row a session all of whose requests have ended; None when there are no sessions"""
     slo: Mapping[str, int | None] | None = None
     """limits `ttft_ns`, `tpot_ns`, `e2el_ns`; absent or None = no limit"""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -45,6 +45,14 @@ class Placement:
         """The computer that holds a device."""
         return next(machine for machine in self.machines if device in machine.devices)
 
+    def layout(self, devices: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Where devices stand but for which computers they are: (computer, counted from the first that they use, and
+        place in it) of each. Replicas with the same layout on equal computers have the same links."""
+        machines = [self.machine_of(device) for device in devices]
+        order = list(dict.fromkeys(machine.first for machine in machines))
+        pairs = zip(machines, devices, strict=True)
+        return tuple((order.index(machine.first), device - machine.first) for machine, device in pairs)
+
     def text(self, pool: int) -> list[str]:
         """The devices of a pool as a scenario names them, replica after replica."""
         return [part for replica in self.replicas[pool] for part in self._spans(replica)]
@@ -58,6 +66,15 @@ class Placement:
             low, high = devices[start] - machine.first, devices[i - 1] - machine.first
             yield f"{machine.name}:{low}" if low == high else f"{machine.name}:{low}-{high}"
             start = i
+
+
+def default_host(kind: str) -> str:
+    """The host, of the catalogue, that a device is taken to stand in where none is given."""
+    family, _, form = kind.partition("_")
+    try:
+        return catalog.host(f"dgx_{family}" if form == "sxm" else "generic_2s_x86").id
+    except InputError:
+        return catalog.host("generic_2s_x86").id
 
 
 def devices_of(pool: Pool) -> int:

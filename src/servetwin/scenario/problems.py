@@ -91,6 +91,8 @@ def _place(loc: Sequence[str | int]) -> tuple[str, Json, list[Json]]:
             node = _resolved(node.get("items", {}), definitions)
         elif part in node.get("properties", {}):
             node = _resolved(node["properties"][part], definitions)
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = _resolved(node["additionalProperties"], definitions)
         elif position < len(loc) - 1:
             node = {}
         if position < len(loc) - 1:
@@ -135,6 +137,8 @@ def allowed_text(node: Json) -> str:
     options = node.get("oneOf", ())
     if any(option.get("type") == "integer" for option in options):
         return f"a whole number, at least 1, or a distribution of {', '.join(_choices(node))}"
+    if any(_member(option) == "number" for option in options):
+        return f"a time with its unit, such as 200ms, or a distribution of {', '.join(_choices(node))}"
     if options:
         return ", or ".join(allowed_text(option) for option in options)
     if choices := _choices(node):
@@ -150,6 +154,8 @@ def allowed_text(node: Json) -> str:
         return "a list with one entry at least"
     if "properties" in node:
         return "a mapping with " + ", ".join(node["properties"])
+    if kind == "object":
+        return node.get("about") or node.get("description") or "a mapping"
     text: str | None = node.get("about") or node.get("description")
     return text if kind == "string" and text else "a text"
 

@@ -11,13 +11,14 @@ from servetwin.errors import InputError
 from servetwin.scenario.defaults import longest_sequence, resolved_engine
 from servetwin.scenario.hardware import Nic, Node
 from servetwin.scenario.names import language_part, model_config, model_path
-from servetwin.scenario.placement import placed
+from servetwin.scenario.placement import default_host, placed
 from servetwin.scenario.schema import (
     Empirical,
     Lengths,
     Parallelism,
     Pool,
     Scenario,
+    SessionWorkload,
     TraceWorkload,
     Workload,
 )
@@ -49,7 +50,7 @@ def resolve(scenario: Scenario, base: Path = Path()) -> Scenario:
         network = network.model_copy(update={"graph": _absolute(network.graph, base)})
     changes = {
         "model": _resolved_model(scenario.model, base),
-        "workload": _resolved_workload(scenario.workload, base),
+        "workload": _resolved_workload(scenario, base),
         "nodes": nodes,
         "network": network,
         "pools": pools,
@@ -66,7 +67,7 @@ def _resolved_model(name: str, base: Path) -> str:
 
 def _resolved_node(node: Node, index: int) -> Node:
     """`node` with what its host says of memory and network cards written out."""
-    host = catalog.host(node.host or "generic_2s_x86")
+    host = catalog.host(node.host or default_host(catalog.device(next(iter(node.devices))).id))
     nic = node.nic or Nic()
     link = catalog.link(nic.link) if nic.link else host.nic
     if link is not None:
@@ -89,19 +90,38 @@ def _absolute(path: str, base: Path) -> str:
     return str((base / path).resolve())
 
 
-def _resolved_workload(workload: Workload, base: Path) -> Workload:
+def _resolved_workload(scenario: Scenario, base: Path) -> Workload:
+    workload = scenario.workload
     if isinstance(workload, TraceWorkload):
         return workload.model_copy(update={"trace": _absolute(workload.trace, base)})
-    changes: dict[str, Any] = {
-        "input_tokens": _resolved_lengths(workload.input_tokens, base),
-        "output_tokens": _resolved_lengths(workload.output_tokens, base),
-    }
+    names = ["input_tokens", "output_tokens"]
+    changes: dict[str, Any] = {}
+    if isinstance(workload, SessionWorkload):
+        names += ["turns", "first_input_tokens"]
+        if fan_out := workload.fan_out:
+            lengths = {
+                name: _resolved_lengths(getattr(fan_out, name), base)
+                for name in ("width", "input_tokens", "output_tokens")
+            }
+            changes["fan_out"] = fan_out.model_copy(update=lengths)
+    changes |= {name: _resolved_lengths(getattr(workload, name), base) for name in names}
+    if workload.models:
+        changes["models"] = {_asked_model(name, base): weight for name, weight in workload.models.items()}
     if workload.arrivals.process == "gamma" and workload.arrivals.burstiness is None:
         changes["arrivals"] = workload.arrivals.model_copy(update={"burstiness": 1.0})
     if workload.prefixes:
         tokens = _resolved_lengths(workload.prefixes.tokens, base)
         changes["prefixes"] = workload.prefixes.model_copy(update={"tokens": tokens})
     return workload.model_copy(update=changes)
+
+
+def _asked_model(name: str, base: Path) -> str:
+    """The model that requests ask for by `name`, as pools name theirs. InputError when there is none."""
+    try:
+        model_config(name, base)
+    except InputError as error:
+        raise error.at(field="workload.models") from None
+    return _resolved_model(name, base)
 
 
 def _resolved_lengths(lengths: Lengths, base: Path) -> Lengths:
@@ -124,15 +144,24 @@ def _resolved_pool(pool: Pool, model: str, base: Path) -> Pool:
     """`pool` with its model and the options of its engine filled in."""
     config = language_part(model_config(pool.model or model, base))
     device = catalog.device(pool.device)
-    _check_parallelism(pool.parallelism, config)
+    _check_parallelism(pool.parallelism, config, pool.experts.redundant_experts if pool.experts else 0)
     override = pool.device_overrides
     memory = (override.memory_size if override else None) or device.visible_bytes
     engine = resolved_engine(pool.engine, device.id, memory, pool.parallelism.pipeline, longest_sequence(config))
-    changes = {"model": _resolved_model(pool.model or model, base), "device": device.id, "engine": engine}
+    experts = pool.experts
+    if experts is not None and experts.popularity is not None:
+        experts = experts.model_copy(update={"popularity": _absolute(experts.popularity, base)})
+    changes = {
+        "model": _resolved_model(pool.model or model, base),
+        "device": device.id,
+        "engine": engine,
+        "experts": experts,
+    }
     return pool.model_copy(update=changes)
 
 
-def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
+def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any], redundant: int) -> None:
+    """`redundant` copies of experts stand beside the model's own."""
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
     if isinstance(heads, int) and heads % degrees.tensor:
         message = f"the model's {heads} attention heads cannot be split evenly"
@@ -146,6 +175,7 @@ def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any]) -> None:
     experts = next((config[key] for key in _EXPERTS if isinstance(config.get(key), int)), None)
     if experts is None:
         raise InputError("the model has no experts", field="parallelism.expert", found=degrees.expert, allowed="1")
+    experts += redundant
     devices = degrees.tensor * degrees.data
     fitting = [n for n in range(1, devices + 1) if devices % n == 0 and experts % n == 0]
     if degrees.expert not in fitting:

@@ -10,21 +10,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from servetwin.scenario.experts import ExpertChoices
 from servetwin.scenario.hardware import Network, Nic, Node, Topology
 from servetwin.scenario.quantities import LARGEST, Bytes, Count, Duration, Fraction, Rate, Whole
 from servetwin.scenario.routing import Routing
 from servetwin.scenario.workload import (
     Arrivals,
     Empirical,
+    ExponentialTime,
+    FanOut,
     Fixed,
     Lengths,
     Lognormal,
+    LognormalTime,
     Prefixes,
     RangeRatio,
     Section,
+    SessionWorkload,
     SyntheticWorkload,
+    Times,
     TraceWorkload,
     Uniform,
+    UniformTime,
     Workload,
     Zipf,
     ZipfPopularity,
@@ -36,10 +43,14 @@ __all__ = [
     "DeviceOverrides",
     "Empirical",
     "EngineOptions",
+    "ExpertChoices",
+    "ExponentialTime",
+    "FanOut",
     "Fixed",
     "Lengths",
     "Link",
     "Lognormal",
+    "LognormalTime",
     "Network",
     "Nic",
     "Node",
@@ -49,12 +60,15 @@ __all__ = [
     "RangeRatio",
     "Routing",
     "Scenario",
+    "SessionWorkload",
     "Slo",
     "SyntheticWorkload",
+    "Times",
     "Timing",
     "Topology",
     "TraceWorkload",
     "Uniform",
+    "UniformTime",
     "Workload",
     "Zipf",
     "ZipfPopularity",
@@ -99,12 +113,14 @@ class EngineOptions(Section):
 
 
 class Parallelism(Section):
-    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices."""
+    """Degrees of parallelism of one replica, which takes tensor * pipeline * data devices. `context` ranks of each
+    tensor group deal out the KV of every sequence (vLLM's --decode-context-parallel-size)."""
 
     tensor: Count = 1
     pipeline: Count = 1
     data: Count = 1
     expert: Count = 1
+    context: Count = 1
 
 
 class DeviceOverrides(Section):
@@ -138,6 +154,7 @@ class Pool(Section):
         default=None, description="devices of the nodes, replica after replica, such as node0:0-3", min_length=1
     )
     engine: EngineOptions = Field(default_factory=EngineOptions.model_construct)
+    experts: ExpertChoices | None = Field(default=None, description="of a mixture of experts; default: as vLLM, even")
 
 
 _LINEAR = ("base_ns", "per_prefill_token_ns", "per_decode_seq_ns", "per_context_token_ns")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from servetwin.scenario.quantities import LARGEST, Count, Duration, Positive, Whole
+from servetwin.catalog.units import format_duration
+from servetwin.scenario.quantities import LARGEST, Count, Duration, Fraction, Positive, Whole
 
 
 class Section(BaseModel):
@@ -34,7 +35,9 @@ class Arrivals(Section):
     burstiness: Positive | None = Field(
         default=None, description="gamma: its shape; 1 (the default) = Poisson, less = burstier, as in vllm bench serve"
     )
-    concurrency: Count | None = Field(default=None, description="requests in the system at any time, of a closed loop")
+    concurrency: Count | None = Field(
+        default=None, description="requests (or sessions) in the system at any time, of a closed loop"
+    )
 
     @model_validator(mode="after")
     def _of_the_process(self) -> Arrivals:
@@ -150,40 +153,42 @@ class UniformTime(Section):
     @model_validator(mode="after")
     def _check(self) -> UniformTime:
         if self.min > self.max:
-            raise wrong("max", "is less than min", allowed="at least min")
+            raise wrong("max", "is less than min", found=format_duration(self.max))
         return self
 
 
-class ExponentialTime(Section):
-    """Memoryless times with this mean."""
-
-    distribution: Literal["exponential"] = "exponential"
-    mean: Duration
-
-
 class LognormalTime(Section):
-    """median * exp(N(0, sigma²))."""
+    """exp(N(ln median, sigma²)), at most `max`."""
 
     distribution: Literal["lognormal"] = "lognormal"
     median: Duration
     sigma: Annotated[float, Field(ge=0)]
+    max: Duration | None = None
+
+
+class ExponentialTime(Section):
+    """Exponential with this mean, at most `max`."""
+
+    distribution: Literal["exponential"] = "exponential"
+    mean: Duration
+    max: Duration | None = None
 
 
 def _times_kind(value: Any) -> str | None:
     if isinstance(value, dict):
         kind = value.get("distribution")
         return kind if isinstance(kind, str) else None
-    return "number" if isinstance(value, str | int | float) else getattr(value, "distribution", None)
+    return getattr(value, "distribution", "number")
 
 
 Times = Annotated[
     Annotated[Duration, Tag("number")]
     | Annotated[UniformTime, Tag("uniform")]
-    | Annotated[ExponentialTime, Tag("exponential")]
-    | Annotated[LognormalTime, Tag("lognormal")],
+    | Annotated[LognormalTime, Tag("lognormal")]
+    | Annotated[ExponentialTime, Tag("exponential")],
     Discriminator(_times_kind),
 ]
-"""Times: one for all, or a distribution of them."""
+"""Lengths of time: a time with its unit, or a distribution of them."""
 
 
 class ZipfPopularity(Section):
@@ -215,6 +220,21 @@ Ends = Annotated[
 ]
 
 
+Priorities = Annotated[
+    list[Annotated[float, Field(ge=0)]],
+    Field(description="relative weights of the priorities 0, 1, 2, …; 0 is served first", min_length=1),
+]
+Models = Annotated[
+    dict[str, Positive],
+    Field(description="models that are asked for, each with its relative weight", min_length=1),
+]
+
+
+def _some_weight(priorities: list[float] | None) -> None:
+    if priorities is not None and not sum(priorities) > 0:
+        raise wrong("priorities", "no priority has a weight", found=priorities, allowed="at least one above 0")
+
+
 class SyntheticWorkload(Section):
     """`requests` requests drawn from distributions."""
 
@@ -223,18 +243,53 @@ class SyntheticWorkload(Section):
     input_tokens: Lengths = Field(description="prompt lengths")
     output_tokens: Lengths = Field(description="output lengths")
     prefixes: Prefixes | None = Field(default=None, description="prompts that start alike")
-    priorities: list[Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="relative weights of the priorities 0, 1, 2, …; 0 is served first", min_length=1
-    )
+    models: Models | None = None
+    priorities: Priorities | None = None
     patience: Times | None = Field(
         default=None, description="a client gives up when its request has not finished after so long"
     )
     output_ends: Ends = "length"
 
     @model_validator(mode="after")
-    def _some_weight(self) -> SyntheticWorkload:
-        if self.priorities is not None and not sum(self.priorities) > 0:
-            raise wrong("priorities", "no priority has a weight", found=self.priorities, allowed="at least one above 0")
+    def _check(self) -> SyntheticWorkload:
+        _some_weight(self.priorities)
+        return self
+
+
+class FanOut(Section):
+    """After a turn (not the last) come `width` requests at once, each of which goes on from that turn by itself."""
+
+    width: Lengths = Field(description="how many")
+    chance: Fraction = Field(default=1.0, description="that a turn fans out")
+    input_tokens: Lengths = Field(description="new tokens of each of them")
+    output_tokens: Lengths = Field(description="output lengths of each of them")
+    join: bool = Field(
+        default=True,
+        description="the next turn waits for all of them and reads their outputs; false: it waits only for the turn",
+    )
+
+
+class SessionWorkload(Section):
+    """`sessions` agentic sessions: turns that each go on from the conversation so far, once a tool has run."""
+
+    sessions: Count = Field(description="how many sessions")
+    arrivals: Arrivals = Field(description="of sessions; in a closed loop, of so many at any time")
+    turns: Lengths = Field(description="turns of a session")
+    first_input_tokens: Lengths = Field(description="prompt lengths of first turns, shared prefixes included")
+    input_tokens: Lengths = Field(description="new tokens of each later turn, beyond the conversation so far")
+    output_tokens: Lengths = Field(description="output lengths of turns")
+    tool_time: Times = Field(default=0, description="from the end of a turn to the release of the next")
+    fan_out: FanOut | None = Field(default=None, description="requests side by side, such as those of sub-agents")
+    prefixes: Prefixes | None = Field(
+        default=None, description="first prompts that start alike, such as system prompts"
+    )
+    models: Models | None = None
+    priorities: Priorities | None = None
+    output_ends: Ends = "length"
+
+    @model_validator(mode="after")
+    def _check(self) -> SessionWorkload:
+        _some_weight(self.priorities)
         return self
 
 
@@ -244,8 +299,8 @@ class TraceWorkload(Section):
     trace: str = Field(description="file to read, relative to the scenario", min_length=1)
     format: Literal["auto", "servetwin", "llmservingsim", "azure", "mooncake", "vidur", "burstgpt"] = "auto"
     rate_scale: Positive = Field(default=1.0, description="the trace is replayed so many times as fast")
-    limit: Count | None = Field(default=None, description="read so many requests at most")
-    skip: Whole = Field(default=0, description="leave out so many requests at the start of the trace")
+    limit: Count | None = Field(default=None, description="read so many requests (or whole sessions) at most")
+    skip: Whole = Field(default=0, description="leave out so many requests (or whole sessions) at the start")
     repeat: Count = Field(default=1, description="play what is left so many times, back to back at the trace's pace")
     arrivals_at: Literal["client", "engine"] = Field(
         default="client", description="engine: arrivals are when the engine queued the request, after its front end"
@@ -255,14 +310,17 @@ class TraceWorkload(Section):
 
 def _workload_kind(value: Any) -> str | None:
     if isinstance(value, dict):
-        return "trace" if "trace" in value else "arrivals"
-    if isinstance(value, TraceWorkload):
-        return "trace"
-    return "arrivals" if isinstance(value, SyntheticWorkload) else None
+        if "trace" in value:
+            return "trace"
+        return "sessions" if "sessions" in value or "turns" in value else "arrivals"
+    kinds: dict[type, str] = {SyntheticWorkload: "arrivals", SessionWorkload: "sessions", TraceWorkload: "trace"}
+    return kinds.get(type(value))
 
 
 Workload = Annotated[
-    Annotated[SyntheticWorkload, Tag("arrivals")] | Annotated[TraceWorkload, Tag("trace")],
+    Annotated[SyntheticWorkload, Tag("arrivals")]
+    | Annotated[SessionWorkload, Tag("sessions")]
+    | Annotated[TraceWorkload, Tag("trace")],
     Discriminator(_workload_kind),
 ]
-"""The requests: drawn from distributions, or read from a trace; never both."""
+"""The requests: drawn from distributions, one by one or in sessions, or read from a trace; never both."""

@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from servetwin import catalog
 from servetwin.catalog import Device, profiles
 from servetwin.errors import InputError
 from servetwin.fabric.link import DeviceLink
 from servetwin.model import Architecture, Dtypes, Sharding, dtypes_of, load_architecture
-from servetwin.model.kernels import Collective
+from servetwin.model.expert_choices import expert_options
+from servetwin.model.kernels import Collective, Experts, Operator
 from servetwin.model.operators import operators
+from servetwin.model.sharding import stages
 from servetwin.scenario.schema import Pool, Scenario
+from servetwin.timing.collectives import WithCollectives
 from servetwin.timing.graphs import capture_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.kernels.tables import KernelTables
 from servetwin.timing.linear import LinearTimer
-from servetwin.timing.links import LinkSource
+from servetwin.timing.links import Links, LinkSource
 from servetwin.timing.operators import OperatorTimer, Source
 from servetwin.timing.overlay import CalibratedSource, CalibratedTimer, Overlay, read_overlay
 from servetwin.timing.profile import ProfileTimer
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.roofline import MEMORY_EFFICIENCY, Roofline
-from servetwin.timing.shape import StepShape
 from servetwin.timing.silicon import Silicon
 from servetwin.timing.strict import StrictTimer
 from servetwin.timing.uncertainty import Spread
 
 
+class NewTimer(Protocol):
+    """Makes a timer with a ledger of its own. `links` are those between the devices of the replica it is for; None =
+    the pool's link, or else the device's own."""
+
+    def __call__(self, links: Links | None = None) -> StepTimer: ...
+
+
 @dataclass(frozen=True)
 class Pricing:
-    """How the steps of one pool are priced. `new_timer` makes a timer with a ledger of its own."""
+    """How the steps of one pool are priced."""
 
     source: str
-    new_timer: Callable[[], StepTimer]
+    new_timer: NewTimer
     host: HostOverhead
     hashes: dict[str, str] = field(default_factory=dict)
     spread: Spread | None = None
@@ -59,7 +69,7 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
     pricing = _uncalibrated(scenario, pool, base, overlay)
     if scenario.timing.strict_measured:
         lenient = pricing.new_timer
-        pricing = replace(pricing, new_timer=lambda: StrictTimer(lenient()))
+        pricing = replace(pricing, new_timer=lambda links=None: StrictTimer(lenient(links)))
     if path is None:
         return pricing
     hashes = pricing.hashes | {f"overlay {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -68,7 +78,7 @@ def pricing_for(scenario: Scenario, pool: Pool, base: Path) -> Pricing:
 
 def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) -> Pricing:
     """The pricing but for the host terms of the overlay."""
-    timing = scenario.timing
+    timing, degrees = scenario.timing, pool.parallelism
     if timing.source == "linear":
         assert timing.base_ns is not None
         law = (
@@ -76,43 +86,69 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
             timing.per_prefill_token_ns or 0,
             timing.per_decode_seq_ns or 0,
             timing.per_context_token_ns or 0,
+            degrees.pipeline,
         )
-        return Pricing("linear", lambda: LinearTimer(*law), NO_OVERHEAD)
+        return Pricing("linear", lambda links=None: LinearTimer(*law), NO_OVERHEAD)
     assert pool.model is not None
     path = base / pool.model
     arch = load_architecture(path if path.exists() else pool.model)
     engine = pool.engine
     dtypes = dtypes_of(arch, engine.dtype, engine.quantization, engine.kv_cache_dtype)
-    degrees = pool.parallelism
-    sharding = Sharding(degrees.tensor, degrees.pipeline, 1, degrees.expert)
+    sharding = sharding_of(pool)
     device = catalog.device(pool.device)
     host = host_of(pool)
+    domain = device.scale_up.domain if device.scale_up else 1
+    experts = expert_options(pool.experts, arch, sharding, seed=scenario.seed, base=base, domain=domain)
+    found = operators(arch, dtypes, sharding, experts)
     if timing.source in ("auto", "profile"):
-        profiled = _profiled(scenario, pool, arch, dtypes, sharding, device)
+        profiled = _profiled(scenario, pool, arch, dtypes, sharding, device, found)
         if profiled is not None:
             folder, bare, digest = profiled
-            new_timer = (lambda: CalibratedTimer(bare(), overlay)) if overlay.scales_devices else bare
+            scaled: NewTimer = lambda links=None: CalibratedTimer(bare(links), overlay)  # noqa: E731
+            new_timer = scaled if overlay.scales_devices else bare
             return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
-    sources: list[Source] = []
+    measured: list[Source] = []
     hashes: dict[str, str] = {}
     tables = None
     if timing.source in ("auto", "silicon"):
         tables = _kernel_tables(device, required=timing.source == "silicon")
         if tables is not None:
-            sources.append(Silicon(tables, sharding, moe_backend=engine.moe_backend))
+            measured.append(Silicon(tables, sharding, moe_backend=engine.moe_backend))
             hashes[f"kernels {device.id}"] = profiles.profile_hash(tables.profile.profile.folder)
-    sources += [LinkSource(_link(pool, device)), Roofline(device, bandwidth)]
-    if overlay.scales_devices:
+    roofline = Roofline(device, bandwidth)
+    pool_link = _link(pool, device)
+
+    def sources(links: Links | None) -> list[Source]:
+        priced: list[Source] = [*_by_precedence(measured, links, pool_link), roofline]
+        if not overlay.scales_devices:
+            return priced
         reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
-        sources = [CalibratedSource(source, overlay, reach) for source in sources]
-    found = operators(arch, dtypes, sharding)
+        return [CalibratedSource(source, overlay, reach) for source in priced]
+
     assert engine.max_num_seqs is not None
     padded = None
     if device.kind == "gpu" and not engine.enforce_eager:
         padded = padding(capture_sizes(engine.max_num_seqs, engine.num_speculative_tokens or 0))
-    name = " > ".join(source.name for source in sources)
-    return Pricing(name, lambda: OperatorTimer(found, sources, padded), host, hashes, Spread(tables))
+    name = " > ".join(source.name for source in sources(None))
+    return Pricing(name, lambda links=None: OperatorTimer(found, sources(links), padded), host, hashes, Spread(tables))
+
+
+def _by_precedence(measured: list[Source], network: Links | None, pool_link: DeviceLink | None) -> list[Source]:
+    """What prices collectives first. Links that a person described come before a table measured on another machine; a
+    table comes before the catalogue's links, but for a group over several nodes, since tables are of one node."""
+    links = network or pool_link
+    if links is not None and links.explicit:
+        return [LinkSource(links), *measured]
+    across = [LinkSource(network, only_across_nodes=True)] if network is not None and measured else []
+    return [*across, *measured, LinkSource(links)]
+
+
+def sharding_of(pool: Pool) -> Sharding:
+    """How a replica of the pool is spread over its devices."""
+    degrees = pool.parallelism
+    redundant = pool.experts.redundant_experts if pool.experts else 0
+    return Sharding(degrees.tensor, degrees.pipeline, degrees.data, degrees.expert, redundant, degrees.context)
 
 
 def _kernel_tables(device: Device, required: bool) -> KernelTables | None:
@@ -131,15 +167,24 @@ def host_of(pool: Pool) -> HostOverhead:
 
 
 def _profiled(
-    scenario: Scenario, pool: Pool, arch: Architecture, dtypes: Dtypes, sharding: Sharding, device: Device
-) -> tuple[str, Callable[[], StepTimer], str] | None:
+    scenario: Scenario,
+    pool: Pool,
+    arch: Architecture,
+    dtypes: Dtypes,
+    sharding: Sharding,
+    device: Device,
+    found: Sequence[Operator],
+) -> tuple[str, NewTimer, str] | None:
+    """The measured profile that prices the pool, None when there is none and none was asked for. A profile that was
+    measured at other tensor-parallel degrees alone, or without dealing out the KV, prices nothing here."""
     wanted = scenario.timing.profile
+    asked = wanted is not None or scenario.timing.source == "profile"
     if wanted is not None:
         folder = profiles.by_id(wanted).folder
     else:
-        found = profiles.find(device.id, pool.model or scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
-        if found is None:
-            if scenario.timing.source == "profile":
+        there = profiles.find(device.id, pool.model or scenario.model, dtypes.attention.name, dtypes.kv.name, "layers")
+        if there is None:
+            if asked:
                 raise InputError(
                     f"no measured profile of {pool.model} on {device.id}",
                     field="timing.source",
@@ -147,16 +192,35 @@ def _profiled(
                     allowed="import one (servetwin import llmservingsim-profile), or source: auto",
                 )
             return None
-        folder = found
-    layers = len(arch.layers)
-    link = _link(pool, device) if sharding.tensor * sharding.pipeline > 1 else None
-    collectives = [op for op in operators(arch, dtypes, sharding) if isinstance(op, Collective)]
-    first = ProfileTimer.load(folder, sharding.tensor, layers)
+        folder = there
+    if sharding.context > 1:
+        if asked:
+            raise InputError(
+                "a profile measured attention over the whole KV of a sequence",
+                field="parallelism.context",
+                found=sharding.context,
+                allowed="1, or timing.source: auto without a named profile",
+            )
+        return None
+    if not asked and sharding.tensor not in profiles.read_profile(folder).tensor:
+        return None
+    collectives = [op for op in found if isinstance(op, Collective)]
+    experts = [op for op in found if isinstance(op, Experts)]
+    layers = [len(run) for run in stages(arch, sharding.pipeline)]
+    split = (experts, sharding.expert_tensor, layers)
+    pool_link = _link(pool, device)
+    beside: list[Source] = []
+    if collectives and pool.link is None:
+        tables = _kernel_tables(device, required=False)
+        beside = [Silicon(tables, sharding)] if tables is not None else []
+    first = ProfileTimer.load(folder, sharding.tensor, len(arch.layers), *split)
     loaded = [first]  # tables take longer to prepare than a short run does to simulate: the first engine gets these
 
-    def new_timer() -> StepTimer:
-        timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, layers)
-        return timer if link is None else _WithCollectives(timer, collectives, link)
+    def new_timer(links: Links | None = None) -> StepTimer:
+        timer = loaded.pop() if loaded else ProfileTimer(first.profile, sharding.tensor, len(arch.layers), *split)
+        if not collectives:
+            return timer
+        return WithCollectives(timer, collectives, _by_precedence(beside, links, pool_link))
 
     return first.profile.id, new_timer, profiles.profile_hash(folder)
 
@@ -166,32 +230,4 @@ def _link(pool: Pool, device: Device) -> DeviceLink | None:
         return DeviceLink(pool.link.bandwidth, pool.link.latency)
     if device.scale_up is None:
         return None
-    return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns)
-
-
-class _WithCollectives:
-    """A measured profile of one rank, and beside it the collectives over the link, which it does not hold."""
-
-    def __init__(self, ranks: StepTimer, collectives: list[Collective], link: DeviceLink) -> None:
-        self.ranks, self._collectives, self._link = ranks, collectives, link
-        self.ledger = ranks.ledger
-        self._priced: dict[tuple[int, int], int] = {}
-
-    def step_ns(self, shape: StepShape) -> int:
-        exchanged = self._exchanged(shape)
-        self.ledger.analytic += exchanged
-        return self.ranks.step_ns(shape) + exchanged
-
-    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        exchanged = self._exchanged(shape)
-        self.ledger.analytic += exchanged * steps
-        return [ns + exchanged for ns in self.ranks.run_ns(shape, steps)]
-
-    def _exchanged(self, shape: StepShape) -> int:
-        key = shape.tokens, shape.logits
-        found = self._priced.get(key)
-        if found is None:
-            found = self._priced[key] = sum(
-                round(self._link.collective_ns(op, op.count(shape)) * sum(op.stages)) for op in self._collectives
-            )
-        return found
+    return DeviceLink(device.scale_up.bandwidth, device.scale_up.link.latency_ns, explicit=False)

@@ -20,6 +20,7 @@ class LinearTimer:
     per_prefill_token_ns: int = 0
     per_decode_seq_ns: int = 0
     per_context_token_ns: int = 0
+    pipeline: int = 1
     ledger: Ledger = field(default_factory=Ledger)
 
     def step_ns(self, shape: StepShape) -> int:
@@ -39,3 +40,22 @@ class LinearTimer:
         durations = [first + growth * i for i in range(steps)]
         self.ledger.analytic += sum(durations) - first
         return durations
+
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        """Each token of padding counts as a decode sequence without context."""
+        padding = self.per_decode_seq_ns * (tokens - shape.tokens)
+        self.ledger.analytic += padding
+        return self.step_ns(shape) + padding
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        padding = self.per_decode_seq_ns * (tokens - shape.tokens)
+        self.ledger.analytic += padding * steps
+        return [ns + padding for ns in self.run_ns(shape, steps)]
+
+    def stage_ns(self, shape: StepShape) -> list[int]:
+        """Every stage takes an equal part, the last one the remainder."""
+        before = self.ledger.copy()
+        whole = self.step_ns(shape)
+        self.ledger.restore(before)
+        part = whole // self.pipeline
+        return [part] * (self.pipeline - 1) + [whole - part * (self.pipeline - 1)]

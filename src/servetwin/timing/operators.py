@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servetwin.errors import InputError
-from servetwin.model.kernels import Operator
+from servetwin.model.kernels import AttentionKernel, Operator
 from servetwin.timing.ledger import KINDS, Ledger
 from servetwin.timing.shape import StepShape
+from servetwin.timing.stages import apportion
 
 Price = tuple[float, str]
 """Time of one call in ns, and the kind of knowledge behind it (a field of `Ledger`)."""
@@ -50,7 +51,7 @@ class RunPricer(Protocol):
         """One whose times are `factor` times as long."""
 
     def few(
-        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int, /
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float, /
     ) -> Sequence[tuple[int, str]]:
         """`int(ns * calls)`, and the kind of knowledge, of the `uneven` price of steps with contexts `context`,
         `context + seqs`, …, the longest of which is `longest`, `longest + 1`, … (for a few steps, arrays cost too
@@ -79,6 +80,8 @@ class Source(Protocol):
 
 def needs(operator: Operator) -> Needs:
     """What the operator's time depends on, and so which kind of pricer it takes."""
+    if operator.rows == "decodes":
+        return "decodes"
     match operator.kind:
         case "context_attention" | "mla_context":
             return "prefills"
@@ -98,10 +101,24 @@ def uneven(pricer: DecodePricer, seqs: int, tokens: int, context: int, longest: 
     return ns, how
 
 
+def as_shared(operator: Operator, pricer: Pricer) -> Pricer:
+    """`pricer` told of this rank's share, where ranks share rows or the KV of a sequence."""
+    parts = operator.context if isinstance(operator, AttentionKernel) else operator.parts
+    if operator.rows == "step":
+        return lambda rows: pricer(1)
+    if operator.rows == "decodes":
+        return lambda seqs, tokens, context: pricer(tokens)
+    if parts == 1:
+        return pricer
+    if isinstance(operator, AttentionKernel):
+        return lambda seqs, tokens, context: pricer(seqs, tokens, -(-context // parts))
+    return lambda rows: pricer(-(-rows // parts))
+
+
 class _Part(NamedTuple):
     operator: Operator
-    calls: int
-    """in a step, over all layers and pipeline stages"""
+    calls: float
+    """in a step, over all layers and pipeline stages; whole but for what does not run in every step"""
     pricer: Pricer
     source: str
 
@@ -126,12 +143,18 @@ class OperatorTimer:
             for source in sources:
                 pricer = source.pricer(operator)
                 if pricer is not None:
-                    self.parts.append(_Part(operator, sum(operator.stages), pricer, source.name))
+                    calls = sum(operator.stages)
+                    often = calls if operator.every == 1 else calls / operator.every
+                    self.parts.append(_Part(operator, often, as_shared(operator, pricer), source.name))
                     break
             else:
                 names = ", ".join(source.name for source in sources)
                 raise InputError(f"nothing prices the operator {operator.name}", field="timing.source", found=names)
-        self._on_tokens = self._of("rows", "tokens")
+        self._data = max((part.operator.data for part in self.parts), default=1)
+        self._on_gathered = self._of("rows", "gathered")
+        self._on_own = [*self._of("rows", "tokens"), *self._of("rows", "step")]
+        # Where nothing else is said, every rank of the group brings as many tokens as this one.
+        self._on_tokens = [*self._on_own, *((calls, _times(pricer, self._data)) for calls, pricer in self._on_gathered)]
         self._on_logits = self._of("rows", "logits")
         self._on_prefills = self._of("prefills")
         self._on_decodes = self._of("decodes")
@@ -139,9 +162,12 @@ class OperatorTimer:
         self._on_runs = [(count, pricer) for count, pricer in self._on_decodes if isinstance(pricer, RunPricer)]
         self._token_shares: dict[int, tuple[int, ...]] = {}
         self._logit_shares: dict[int, tuple[int, ...]] = {}
+        self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._varying = [part for part in self.parts if needs(part.operator) != "rows"]
+        self._stage_shares: dict[tuple[int, int], list[int]] = {}
         self._fixed_shares: dict[tuple[int, int], tuple[int, list[int]]] = {}
 
-    def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[int, Pricer]]:
+    def _of(self, kind: Needs, rows: str | None = None) -> list[tuple[float, Pricer]]:
         return [
             (part.calls, part.pricer)
             for part in self.parts
@@ -215,6 +241,78 @@ class OperatorTimer:
             longest += 1
         return durations
 
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        shares = self._lockstep_fixed(shape, tokens, gathered)
+        prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
+        if prefills:
+            for count, pricer in self._on_prefills:
+                ns, how = pricer(prefills, new, old, pairs)
+                shares[_INDEX[how]] += int(ns * count)
+        if decodes:
+            for count, pricer in self._on_decodes:
+                ns, how = uneven(pricer, decodes, decoded, context, longest)
+                shares[_INDEX[how]] += int(ns * count)
+        for count, pricer in self._on_step:
+            ns, how = pricer(shape)
+            shares[_INDEX[how]] += int(ns * count)
+        self.ledger.add(tuple(shares))
+        return sum(shares)
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        if shape.prefill_seqs or self._on_step:
+            return [self.lockstep_ns(shape.later(i), tokens, gathered) for i in range(steps)]
+        fixed = self._lockstep_fixed(shape, tokens, gathered)
+        seqs, decoded, context, longest = shape[4:8]
+        total, shares, durations = sum(fixed), [0] * len(KINDS), []
+        for _ in range(steps):
+            duration = total
+            if seqs:
+                for count, pricer in self._on_decodes:
+                    ns, how = uneven(pricer, seqs, decoded, context, longest)
+                    whole = int(ns * count)
+                    shares[_INDEX[how]] += whole
+                    duration += whole
+            durations.append(duration)
+            context += seqs
+            longest += 1
+        self.ledger.add(tuple(a * steps + b for a, b in zip(fixed, shares, strict=True)))
+        return durations
+
+    def _lockstep_fixed(self, shape: StepShape, tokens: int, gathered: int) -> list[int]:
+        """Shares of all that depends on numbers of rows alone."""
+        if self._padded is not None:
+            padded = self._padded(tokens, shape.prefill_seqs)
+            tokens, gathered = padded, gathered + self._data * (padded - tokens)
+        dense = self._lockstep_shares.get((tokens, gathered))
+        if dense is None:
+            own = [(calls, pricer, tokens) for calls, pricer in self._on_own]
+            met = [(calls, pricer, gathered) for calls, pricer in self._on_gathered]
+            dense = self._lockstep_shares[tokens, gathered] = _shares([*own, *met])
+        logits = shape.logits
+        if not logits:  # a dummy batch: nobody wants a token of it
+            return list(dense)
+        head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+        return [a + b for a, b in zip(dense, head, strict=True)]
+
+    def stage_ns(self, shape: StepShape) -> list[int]:
+        tokens, logits = shape.tokens, shape.logits
+        if self._padded is not None:
+            tokens = self._padded(tokens, shape.prefill_seqs)
+        fixed = self._stage_shares.get((tokens, logits))
+        if fixed is None:
+            fixed = self._by_stage(self._priced(shape, [part for part in self.parts if needs(part.operator) == "rows"]))
+            dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
+            head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+            fixed[-1] += sum(dense) + sum(head) - sum(fixed)  # the 1 ns that a step takes at least
+            self._stage_shares[tokens, logits] = fixed
+        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+
+    def _by_stage(self, priced: Iterable[tuple[_Part, int, str]]) -> list[int]:
+        stages = [0] * len(self.parts[0].operator.stages)
+        for part, ns, _ in priced:
+            stages = [a + b for a, b in zip(stages, apportion(ns, part.operator.stages), strict=True)]
+        return stages
+
     def _fixed(self, tokens: int, prefills: int, decoded: int) -> tuple[int, list[int]]:
         """Time of all operators that depend on numbers of rows alone: the sum, and by kind."""
         if self._padded is not None:
@@ -231,14 +329,18 @@ class OperatorTimer:
     def explain(self, shape: StepShape) -> list[tuple[str, int, str, str]]:
         """(operator, ns over all layers, kind of knowledge, source) of every operator of the step; the ns add up to
         `step_ns`."""
-        rows = []
-        for operator, count, pricer, source in self.parts:
+        return [(part.operator.name, ns, how, part.source) for part, ns, how in self._priced(shape, self.parts)]
+
+    def _priced(self, shape: StepShape, parts: Iterable[_Part]) -> Iterator[tuple[_Part, int, str]]:
+        """Those of `parts` that the step runs, with their ns over all layers and the kind of knowledge."""
+        for part in parts:
+            operator, count, pricer, _ = part
             match needs(operator):
                 case "rows":
                     size = shape.logits if operator.rows == "logits" else shape.tokens
-                    if operator.rows == "tokens" and self._padded is not None:
+                    if operator.rows != "logits" and self._padded is not None:
                         size = self._padded(size, shape.prefill_seqs)
-                    ns, how = pricer(size)
+                    ns, how = pricer(size * operator.data)
                 case "prefills":
                     if not shape.prefill_seqs:
                         continue
@@ -249,18 +351,26 @@ class OperatorTimer:
                     ns, how = uneven(pricer, *shape[4:8])
                 case "step":
                     ns, how = pricer(shape)
-            rows.append((operator.name, int(ns * count), how, source))
-        return rows
+            yield part, int(ns * count), how
 
-    def _rows(self, known: dict[int, tuple[int, ...]], parts: list[tuple[int, Pricer]], rows: int) -> tuple[int, ...]:
-        shares = [0] * len(KINDS)
-        for count, pricer in parts:
-            ns, how = pricer(rows)
-            shares[_INDEX[how]] += int(ns * count)
-        if not any(shares):
-            shares[-1] = 1  # a step takes at least 1 ns
-        found = known[rows] = tuple(shares)
+    def _rows(self, known: dict[int, tuple[int, ...]], parts: list[tuple[float, Pricer]], rows: int) -> tuple[int, ...]:
+        found = known[rows] = _shares([(count, pricer, rows) for count, pricer in parts])
         return found
+
+
+def _shares(parts: Sequence[tuple[float, Pricer, int]]) -> tuple[int, ...]:
+    """Time by kind of knowledge of operators with their (calls, pricer, rows)."""
+    shares = [0] * len(KINDS)
+    for count, pricer, rows in parts:
+        ns, how = pricer(rows)
+        shares[_INDEX[how]] += int(ns * count)
+    if not any(shares):
+        shares[-1] = 1  # a step takes at least 1 ns
+    return tuple(shares)
+
+
+def _times(pricer: Pricer, data: int) -> Pricer:
+    return lambda rows: pricer(rows * data)
 
 
 _INDEX = {kind: i for i, kind in enumerate(KINDS)}

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from servetwin.errors import InputError, nearest
+from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Experts, Gemm, Operator
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.ledger import Ledger
 from servetwin.timing.operators import Price, Pricer, RunPricer, Source, needs
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
+from servetwin.timing.stages import apportion
 
 NOT_DECODE = ("prefill_seqs", "prefill_tokens", "prefill_context", "prefill_pairs")
 
@@ -118,7 +120,7 @@ class CalibratedSource:
                 a_expert = operator.weight_bytes / operator.local_experts / self._bandwidth * 1e9
 
                 def price(rows: int) -> Price:
-                    touched = operator.touched(StepShape(0, 0, 0, 0, rows, rows, 0, 0, 0))
+                    touched = straggler(operator.work_of(rows), lambda pairs, active: active)
                     return _split(priced(rows), touched * a_expert, prefill, decode)
 
                 return price
@@ -171,3 +173,32 @@ class CalibratedTimer:
         scaled = [max(1, int(ns * self._decode)) for ns in durations]
         self.ledger.analytic += sum(scaled) - sum(durations)
         return scaled
+
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        """Padding counts to the decodes. Of the group's tokens, the part of the decodes is taken to be this rank's."""
+        whole = self.timer.lockstep_ns(shape, tokens, gathered)
+        decodes = whole
+        if shape.prefill_seqs:
+            decodes = 0
+            rest = tokens - shape.prefill_tokens
+            if rest:
+                saved = self.ledger.copy()
+                alone = shape._replace(**dict.fromkeys(NOT_DECODE, 0))
+                decodes = min(whole, self.timer.lockstep_ns(alone, rest, gathered * rest // tokens))
+                self.ledger.restore(saved)
+        scaled = max(1, int(decodes * self._decode + (whole - decodes) * self._prefill))
+        self.ledger.analytic += scaled - whole
+        return scaled
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        durations = self.timer.lockstep_run_ns(shape, steps, tokens, gathered)
+        scaled = [max(1, int(ns * self._decode)) for ns in durations]
+        self.ledger.analytic += sum(scaled) - sum(durations)
+        return scaled
+
+    def stage_ns(self, shape: StepShape) -> list[int]:
+        """The factors are taken to be the same in every stage."""
+        saved = self.ledger.copy()
+        scaled = self.step_ns(shape)
+        self.ledger.restore(saved)
+        return apportion(scaled, self.timer.stage_ns(shape))

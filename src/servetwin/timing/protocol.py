@@ -22,3 +22,20 @@ class StepTimer(Protocol):
         Equal, and accounted in the ledger equally, to calling `step_ns` on shape.later(0), shape.later(1), ...
         Where one of them is refused with an InputError, none is accounted.
         """
+
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        """Device time of one step of one rank of a data-parallel group in lock step.
+
+        The rank computes `tokens` tokens, at least those of `shape`, the rest padding; the experts of the group see
+        `gathered`, the sum over all ranks (without meaning for a dense model). Attention, output projection and sampler
+        do only what is in `shape`, which for a dummy batch is all zeros. Padding to the sizes of CUDA graphs that the
+        timer knows of comes on top, alike on every rank. `step_ns(shape)` is the same as that of a group whose ranks
+        all have this `shape`.
+        """
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        """The same of `steps` consecutive steps without prefill, the first of shape `shape`; equal, and accounted in
+        the ledger equally, to `lockstep_ns` on shape.later(0), shape.later(1), ..."""
+
+    def stage_ns(self, shape: StepShape) -> list[int]:
+        """`step_ns(shape)` by pipeline stage, the hand-over counted at its sender. Books nothing in the ledger."""

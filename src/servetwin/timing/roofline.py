@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from servetwin.catalog import Device
 from servetwin.errors import InputError
 from servetwin.model.dtypes import Dtype
+from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Collective, Experts, Gemm, Indexer, Operator, Recurrence
 from servetwin.timing.efficiency import Law, family, laws, units_of, work
 from servetwin.timing.operators import Price, Pricer, needs
@@ -93,10 +95,10 @@ class Roofline:
         return price
 
     def _experts(self, operator: Experts, kind: str, how: str) -> Pricer:
-        """Kernels whose weights are read as far as some token wants them."""
+        """Kernels whose weights are read as far as some token wants them. Rows are the tokens of the whole group."""
         law = self._law(kind)
-        at = work(operator, _rows(1), self._units)
-        touched, pairs = operator.touched(_rows(1)), operator.pairs(_rows(1))
+        at = work(replace(operator, rows="tokens", parts=1), _rows(1), self._units)
+        touched, pairs = operator.touched_by(1), operator.pairs_of(1)
         per_byte = 1e9 / (self.bandwidth * law.memory)
         per_flop = 1e9 / (self._peak(operator) * law.compute)
         weights = operator.weight_bytes / operator.local_experts
@@ -104,16 +106,22 @@ class Roofline:
         moved, held = (at.bytes - touched * weights) * per_byte, weights * per_byte
         an_expert, a_row = law.terms[0] / self._units, law.terms[1] * at.terms[1]
         fixed, s, root = self.device.launch_ns + law.fixed_ns, law.sharpness, 1 / law.sharpness
-        local, missed, data = operator.local_experts, 1 - operator.top_k / operator.experts, operator.data
+        local, missed = operator.local_experts, 1 - operator.top_k / (operator.experts + operator.redundant)
         if not pairs:
             return lambda rows: (0.0, how)
+
+        def even(rows: float, used: float) -> float:
+            """With as many pairs as `rows` tokens give this rank when routed evenly, over `used` experts."""
+            compute, memory = rows * worked + used * tile, rows * moved + used * held
+            ns: float = fixed + used * an_expert + rows * a_row + (compute**s + memory**s) ** root
+            return ns
 
         def price(rows: int) -> Price:
             if not rows:
                 return 0.0, how
-            used = local * (1 - missed ** (rows * data))
-            compute, memory = rows * worked + used * tile, rows * moved + used * held
-            return fixed + used * an_expert + rows * a_row + (compute**s + memory**s) ** root, how
+            if operator.routing is None:
+                return even(rows, local * (1 - missed**rows)), how
+            return straggler(operator.work_of(rows), lambda work, used: even(work / pairs, used)), how
 
         return price
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from servetwin.model.kernels import AttentionKernel, Collective, Experts, Gemm, Operator
-from servetwin.model.sharding import Sharding
+from servetwin.model.expert_placement import straggler
+from servetwin.model.kernels import AttentionKernel, Collective, ExpertExchange, Experts, Gemm, Operator
+from servetwin.model.sharding import Sharding, split
 from servetwin.timing.kernels.attention import GenerationAttention
 from servetwin.timing.kernels.curve import Curve
 from servetwin.timing.kernels.latent import DEEPSEEK
@@ -47,6 +49,8 @@ class Silicon:
                 return self._attention(operator)
             case Experts():
                 return self._experts(operator)
+            case ExpertExchange():
+                return self._exchange(operator)
             case Collective():
                 return self._collective(operator)
             case _ if operator.kind in ("norm", "elementwise", "embedding", "sampler"):
@@ -99,15 +103,49 @@ class Silicon:
         return price
 
     def _experts(self, op: Experts) -> Pricer | None:
-        """Tables count the tokens of the whole expert-parallel group: those of this rank, which its tensor-parallel
-        ranks share, times the data-parallel ranks that each bring as many."""
+        """Tables count the tokens of the whole expert-parallel group, as the operator does.
+
+        Under a routing law the time is scaled by the ratio of two rooflines at peak rates, that of the straggler's
+        pairs and experts over that of even routing: nothing was timed for a given load of a rank.
+        """
         ranks, width = self.sharding.expert, self.sharding.expert_tensor
         shape = (op.hidden, op.inter * width, op.top_k, op.experts, width, ranks)
         names = EXPERT_TABLES.get(op.dtype.name, (op.dtype.name,))
         curves = [self.tables.moe_curve(name, *shape, backend=self.moe_backend) for name in names]
         found = [curve for curve in curves if curve is not None]
         measured = [curve for curve in found if curve.shape_how == "measured"]
-        return _on_rows(next(iter(measured + found), None), op.data)
+        curve = next(iter(measured + found), None)
+        if curve is None or op.routing is None:
+            return _on_rows(curve)
+        price, ideal = curve.price, self._ideal(op)
+        timed = replace(op, redundant=0, local_experts=split(op.experts, ranks))
+
+        def scaled(rows: int) -> Price:
+            even = ideal(timed.pairs_of(rows), timed.touched_by(rows))
+            ns, _ = price(rows)
+            return ns * (straggler(op.work_of(rows), ideal) / even if even else 1.0), "extrapolated"
+
+        return scaled
+
+    def _ideal(self, op: Experts) -> Callable[[float, float], float]:
+        """The larger of arithmetic and memory time, at peak rates, for (pairs, experts with a token)."""
+        device, compute = self.tables.device, {"nvfp4": "fp4"}.get(op.dtype.compute, op.dtype.compute)
+        an_expert = op.weight_bytes / op.local_experts / device.memory_bandwidth
+        peak = device.flops.get(compute, device.flops["bf16"])
+        a_pair = 2 * op.hidden * op.inter * (3 if op.gated else 2) / peak
+        return lambda pairs, used: max(pairs * a_pair, used * an_expert)
+
+    def _exchange(self, op: ExpertExchange) -> Pricer | None:
+        """The quicker of DeepEP's two kernels, for low latency and for high throughput: an engine runs the one that
+        suits its step. Groups of a size that was not timed are priced as a plain all-to-all."""
+        found = [
+            self.tables.alltoall_curve(op.phase, op.ranks, op.hidden, op.top_k, op.experts, backend)
+            for backend in ("deepep_ll", "deepep_ht")
+        ]
+        curves = [curve for curve in found if curve is not None]
+        if not curves:
+            return self._collective(op)
+        return lambda rows: min(curve.price(rows) for curve in curves)
 
     def _collective(self, op: Collective) -> Pricer | None:
         match op.kind:
@@ -115,6 +153,8 @@ class Silicon:
                 curve = self.tables.allreduce_curve(op.ranks)
             case "allgather":
                 curve = self.tables.nccl_curve("all_gather", op.ranks)
+            case "reducescatter":
+                curve = self.tables.nccl_curve("reduce_scatter", op.ranks)
             case "alltoall":
                 curve = self.tables.nccl_curve("alltoall", op.ranks)
             case _:
@@ -136,7 +176,7 @@ class Decodes:
         return ns * self._factor, how
 
     def few(
-        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: int
+        self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float
     ) -> Sequence[tuple[int, str]]:
         return self._generation.few_wholes(seqs, context, longest, steps, uneven, self._factor, calls)
 

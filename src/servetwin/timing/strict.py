@@ -47,6 +47,21 @@ class StrictTimer:
             raise
         return durations
 
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        before = self._beyond()
+        ns = self.timer.lockstep_ns(shape, tokens, gathered)
+        self._check(before, shape)
+        return ns
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        before = self._beyond()
+        durations = self.timer.lockstep_run_ns(shape, steps, tokens, gathered)
+        self._check(before, shape.later(steps - 1))
+        return durations
+
+    def stage_ns(self, shape: StepShape) -> list[int]:
+        return self.timer.stage_ns(shape)
+
     def _beyond(self) -> int:
         return self.ledger.extrapolated + self.ledger.assumed
 

@@ -48,6 +48,7 @@ TABLES = {
     "mla_generation": "mla_generation",
     "allreduce": "allreduce",
     "allgather": "nccl_all_gather",
+    "reducescatter": "nccl_reduce_scatter",
     "alltoall": "nccl_alltoall",
 }
 """Operator kind -> the name that its tables begin with."""

@@ -42,7 +42,10 @@ class BlockKeys:
     def __init__(
         self, prompt: Sequence[Segment], output_seed: int, block_size: int, ids: NDArray[np.int32] | None = None
     ) -> None:
-        """The prompt is the literal `ids` followed by the segments of `prompt` (in a table: one or the other)."""
+        """The prompt is the literal `ids` followed by the segments of `prompt` (in a table: one or the other).
+
+        Of an output whose ids are known they stand in `ids` as well; `output_seed` is that of what comes after.
+        """
         self.block_size = block_size
         self._ids = ids
         at = 0 if ids is None else len(ids)
@@ -86,18 +89,46 @@ class BlockKeys:
         return tuple(pieces)
 
 
+def shares_prompts(table: RequestTable) -> bool:
+    """Whether any two requests of `table` may have tokens in common."""
+    return table.segments is not None or table.token_ids is not None or table.extends is not None
+
+
+def prompt_of(table: RequestTable, request: int) -> list[Segment]:
+    """The whole prompt of a request as segments, those of the turns that it extends included (not of `token_ids`).
+
+    An output is quoted at its length in the workload. Where a run cuts it short, at the longest sequence that an engine
+    takes, the quoted tokens beyond stand for nothing that was ever computed, so nothing of them is found in a cache.
+    """
+    pieces: list[Sequence[Segment]] = []
+    extends = table.extends
+    row = request
+    while row >= 0:
+        before = -1 if extends is None else int(extends[row])
+        if table.segments is not None:
+            pieces.append(table.segments[row])
+        else:
+            quoted = 0 if before < 0 else int(table.input_tokens[before] + table.output_tokens[before])
+            pieces.append([(own_seed(row), int(table.input_tokens[row]) - quoted)])
+        if before >= 0:
+            pieces.append([(table.output_seed(before), int(table.output_tokens[before]))])
+        row = before
+    return [segment for piece in reversed(pieces) for segment in piece]
+
+
 def keys_of(table: RequestTable, request: int, block_size: int) -> BlockKeys:
     """The block keys of one request of `table`. Raises ValueError when its prompt does not add up to `input_tokens`."""
     output_seed = table.output_seed(request)
     tokens = int(table.input_tokens[request])
     if table.token_ids is not None:
-        keys = BlockKeys((), output_seed, block_size, np.asarray(table.token_ids[request], np.int32))
-    elif table.segments is not None:
-        keys = BlockKeys(table.segments[request], output_seed, block_size)
+        ids = np.asarray(table.token_ids[request], np.int32)
+        given = len(ids)
+        if table.output_ids is not None:
+            ids = np.concatenate((ids, np.asarray(table.output_ids[request], np.int32)))
+        keys = BlockKeys((), output_seed, block_size, ids)
     else:
-        keys = BlockKeys(((own_seed(request), tokens),), output_seed, block_size)
-    if keys.prompt_tokens != tokens:
-        raise ValueError(
-            f"request {request} has {keys.prompt_tokens} tokens in its prompt, but input_tokens says {tokens}"
-        )
+        keys = BlockKeys(prompt_of(table, request), output_seed, block_size)
+        given = keys.prompt_tokens
+    if given != tokens:
+        raise ValueError(f"request {request} has {given} tokens in its prompt, but input_tokens says {tokens}")
     return keys

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servetwin.errors import InputError
 from servetwin.workload.readers.csv_table import CsvTable
 from servetwin.workload.readers.jsonl import json_rows
-from servetwin.workload.readers.source import MOST_TOKENS, TraceFile
+from servetwin.workload.readers.source import LATEST_NS, MOST_TOKENS, TraceFile
 from servetwin.workload.table import Ints
 
 if TYPE_CHECKING:
-    from servetwin.scenario.schema import Lengths, Zipf
-    from servetwin.scenario.workload import Times
+    from servetwin.scenario.schema import Lengths, Times, Zipf
 
 MOST_ZIPF_VALUES = 1 << 24
 """the cumulative distribution is a table of one float64 a value (128 MiB at this size)"""
@@ -58,24 +58,23 @@ def draw_lengths(lengths: Lengths, count: int, random: np.random.Generator, base
 
 
 def draw_times(times: Times, count: int, random: np.random.Generator) -> Ints:
-    """Times in ns, shape (count,), rounded; at most LONGEST_NS.
-
-    A plain int stands for itself. Distributions:
-      uniform      from min to max
-      exponential  with that mean
-      lognormal    median·exp(sigma·N(0, 1))
+    """Durations in ns, shape (count,), at most 146 years each. A plain duration stands for itself. Distributions:
+    uniform (min to max), lognormal (median·exp(sigma·N(0, 1))) and exponential (mean), the last two cut at `max`.
     """
+    drawn: NDArray[np.float64]
     if isinstance(times, int):
-        return np.full(count, min(times, LONGEST_NS), np.int64)
-    with np.errstate(over="ignore"):
-        match times.distribution:
-            case "uniform":
-                drawn = random.uniform(times.min, times.max, count)
-            case "exponential":
-                drawn = random.exponential(times.mean, count)
-            case "lognormal":
-                drawn = times.median * np.exp(times.sigma * random.standard_normal(count))
-    return np.rint(drawn.clip(max=LONGEST_NS)).astype(np.int64)
+        return np.full(count, times, np.int64)
+    match times.distribution:
+        case "uniform":
+            return random.integers(times.min, times.max, count, np.int64, endpoint=True)
+        case "lognormal":
+            with np.errstate(over="ignore"):  # below e^700, so that a median of 0 stays 0
+                drawn = times.median * np.exp((times.sigma * random.standard_normal(count)).clip(max=700))
+        case "exponential":
+            drawn = random.exponential(times.mean, count)
+    most = LATEST_NS if times.max is None else times.max
+    whole: Ints = np.rint(drawn.clip(max=most)).astype(np.int64)
+    return whole
 
 
 def _zipf(lengths: Zipf, count: int, random: np.random.Generator) -> Ints:

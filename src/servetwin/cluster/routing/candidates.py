@@ -6,7 +6,7 @@ are read only from engines that have changed since they were last read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request
 from servetwin.memory.blocks import NULL
-from servetwin.memory.kv import Chain
+from servetwin.memory.kv import Chain, KVCache
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -48,7 +48,14 @@ class Candidates:
         self._epoch = 0
         self._epochs = [0] * len(self.engines)
         """multiple of the interval for which each entry holds, when a change has brought it up to date"""
-        self._now = 0
+        self._now, self._woken = 0, -1
+        self._caches: dict[int, list[tuple[int, Engine, Callable[[Hashable], int], KVCache]]] = {}
+        """by block size: (position, engine, look-up of a block, cache) of the engines that cache prefixes. Where blocks
+        are only counted nobody shares any."""
+        for position, engine in enumerate(self.engines):
+            kv = engine.scheduler.kv
+            if kv.caching and isinstance(kv, KVCache):
+                self._caches.setdefault(kv.block_size, []).append((position, engine, kv.pool.find, kv))
 
     def __len__(self) -> int:
         return len(self.engines)
@@ -66,6 +73,11 @@ class Candidates:
         return column, shown
 
     # What policies read --------------------------------------------------------------------------------------------
+
+    @property
+    def shown_before(self) -> int:
+        """The columns that may be stale show what engines did before this time (ns), and nothing later."""
+        return self._now - self._now % self._refresh if self._refresh else self._now + 1
 
     @property
     def running(self) -> Ints:
@@ -102,17 +114,16 @@ class Candidates:
         last token, which is always computed). Looking changes nothing, and is never stale: engines tell of every
         block that they cache or forget, rather than being asked now and then."""
         found = np.zeros(len(self.engines), np.int64)
-        for position, engine in enumerate(self.engines):
-            engine.settle(self._now)
-            kv = engine.scheduler.kv
-            if not kv.caching:
-                continue
-            chain = self._chains(request.row, kv.block_size)
+        for size, caches in self._caches.items():
+            chain = self._chains(request.row, size)
             if chain is None:
                 continue
-            if kv.uniform and (request.prompt <= kv.block_size or kv.pool.find(chain[0]) == NULL):
-                continue  # by far the most common case
-            found[position] = kv.lookup(chain, request.prompt - 1).tokens
+            first = chain[0]
+            for position, engine, find, kv in caches:
+                engine.catch_up(self._now, engine.number <= self._woken)
+                # Most engines do not even have the first block.
+                if not kv.uniform or find(first) != NULL:
+                    found[position] = kv.lookup(chain, request.prompt - 1).tokens
         return found
 
     def chain(self, request: Request, block_size: int) -> Chain | None:
@@ -122,9 +133,9 @@ class Candidates:
 
     # What the router tells -----------------------------------------------------------------------------------------
 
-    def at(self, now: int) -> None:
-        """A choice is made at `now`."""
-        self._now = now
+    def at(self, now: int, woken: int = -1) -> None:
+        """A choice is made at `now`, when engines up to number `woken` have been woken at that moment."""
+        self._now, self._woken = now, woken
 
     def touch(self, position: int, now: int) -> None:
         """An engine is about to change: what it is until now may have to be shown a while longer."""
@@ -150,7 +161,7 @@ class Candidates:
         if not self._refresh:
             for position, engine in enumerate(self.engines):
                 if engine.run is not None:
-                    engine.settle(self._now)
+                    engine.catch_up(self._now, engine.number <= self._woken)
                     moved.add(position)
             for position in moved:
                 self._read(position)

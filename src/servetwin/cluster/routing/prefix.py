@@ -93,13 +93,13 @@ class PrefixAware:
         self._weight, self._index = overlap_weight, new_index(index)
         self._start = 0
         self._pending = np.zeros(0, np.int64)
-        """tokens to prefill of each engine's requests that have not begun"""
+        """tokens to prefill of each engine's requests that have not begun, as far as the router sees"""
         self._to_begin: dict[int, deque[tuple[Request, int]]] = {}
 
     def choose(self, request: Request, candidates: Candidates, now: int) -> int:
         if not len(self._pending):
             self._pending = np.zeros(len(candidates), np.int64)
-        self._forget_begun()
+        self._forget_begun(candidates.shown_before)
         prefill = request.prompt - self._index.cached_tokens(request, candidates)
         costs = (self._weight * prefill + self._pending) / candidates.block_size + candidates.kv_used
         chosen = first_of_least(costs, self._start)
@@ -109,10 +109,11 @@ class PrefixAware:
         self._index.sent(request, candidates, chosen)
         return chosen
 
-    def _forget_begun(self) -> None:
+    def _forget_begun(self, before: int) -> None:
+        """Requests that began before `before` count among the blocks in use."""
         for position in list(self._to_begin):
             queue = self._to_begin[position]
-            while queue and (queue[0][0].scheduled_ns >= 0 or queue[0][0].finished):
+            while queue and (0 <= queue[0][0].scheduled_ns < before or queue[0][0].finished):
                 self._pending[position] -= queue.popleft()[1]
             if not queue:
                 del self._to_begin[position]

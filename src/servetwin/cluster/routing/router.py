@@ -61,14 +61,16 @@ class Router:
     def full(self) -> bool:
         return self.limits.max_in_flight is not None and self.in_flight >= self.limits.max_in_flight
 
-    def choose(self, request: Request, model: str, now: int) -> Engine:
+    def choose(self, request: Request, model: str, now: int, woken: int = -1) -> Engine:
         """The engine for `request`, among those that serve `model` (there is one).
+
+        Engines up to number `woken` have been woken at `now` already, the others have not.
 
         Raises:
             InputError: a policy of the user's own chose none of them.
         """
         policy, candidates = self._served[model]
-        candidates.at(now)
+        candidates.at(now, woken)
         chosen = policy.choose(request, candidates, now)
         try:
             position = index(chosen)

@@ -140,7 +140,7 @@ class GenerationAttention:
         return np.minimum(keys, self._clip) if self._clip else keys
 
     def few_wholes(
-        self, seqs: int, context_sum: int, longest: int, steps: int, uneven: float, factor: float, calls: int
+        self, seqs: int, context_sum: int, longest: int, steps: int, uneven: float, factor: float, calls: float
     ) -> list[tuple[int, How]]:
         """ns of `calls` layers in consecutive decode steps of an unchanged batch, without the cost of arrays.
 

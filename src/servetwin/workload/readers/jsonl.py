@@ -13,17 +13,23 @@ from servetwin.workload.readers.source import LATEST_NS, MOST_TOKENS, TOKENS_ALL
 
 @dataclass(frozen=True, slots=True)
 class JsonRow:
-    """One line of a JSONL file. The methods return a checked value or raise `InputError` with the line."""
+    """One line of a JSONL file, or an object inside it (`part`). The methods return a checked value or raise
+    `InputError` with its place."""
 
     file: TraceFile
     line: int
     values: dict[str, Any]
+    part: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"line {self.line}: {self.part}" if self.part else f"line {self.line}"
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.values:
             raise self.file.error(
                 f"{name} is missing",
-                self.line,
+                self.place,
                 found=", ".join(map(str, self.values)),
                 hint=nearest(name, map(str, self.values)),
             )
@@ -48,14 +54,23 @@ class JsonRow:
         """A list of whole numbers from 0 to `most`."""
         value = self[name]
         if type(value) is not list or not all(type(item) is int and 0 <= item <= most for item in value):
-            raise self.wrong(name, _short(value), f"a list of whole numbers from 0 to {most}")
+            raise self.wrong(name, value, f"a list of whole numbers from 0 to {most}")
         return value
 
+    def objects(self, name: str) -> list[JsonRow]:
+        """A list of objects, of which there is one at least."""
+        value = self[name]
+        if type(value) is not list or not value or not all(type(item) is dict for item in value):
+            raise self.wrong(name, value, "a list of objects, one at least")
+        return [JsonRow(self.file, self.line, item, f"{name}[{at}]") for at, item in enumerate(value)]
+
     def wrong(self, name: str, found: object, allowed: str) -> InputError:
-        return self.file.error(f"{name} is wrong", self.line, found=found, allowed=allowed)
+        return self.file.error(f"{name} is wrong", self.place, found=_short(found), allowed=allowed)
 
 
-def _short(value: object) -> str:
+def _short(value: object) -> object:
+    if not isinstance(value, list | dict):
+        return value
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
