@@ -88,6 +88,12 @@ def table_of(rows: Sequence[Row], *, concurrency: int | None = None, output_know
     )
 
 
+def gaps_of(engine: Engine) -> dict[int, int]:
+    """How often each gap (ns) between tokens occurred in an engine."""
+    ns, counts = engine.scheduler.gaps.counts()
+    return dict(zip(ns.tolist(), counts.tolist(), strict=True))
+
+
 @dataclass
 class Ran:
     """A finished simulation."""
@@ -109,16 +115,16 @@ class Ran:
 
     def steps(self) -> list[dict[str, int]]:
         """Rows of the step table, by engine and step."""
-        from servetwin.engine.log import COLUMNS
-
-        return [dict(zip(COLUMNS, row, strict=True)) for row in sorted(self.log.rows, key=lambda row: row[:2])]
+        columns = self.log.table()
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def everything(self) -> dict[str, Any]:
         """All that results are made from, in a form that two runs can be compared by."""
         slots = [
             name for name in Request.__slots__ if name not in ("chain", "last_batch", "quiet", "joined", "rides_to")
         ]
-        gaps = [engine.scheduler.gaps for engine in self.engines]
+        gaps = [gaps_of(engine) for engine in self.engines]
         return {
             "requests": [{name: getattr(request, name) for name in slots} for request in self.requests],
             "order of ends": [request.row for request in self.built.cluster.ended_requests],

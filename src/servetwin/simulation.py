@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from servetwin import __version__
 from servetwin.cluster.build import Built, build
+from servetwin.cluster.ended import EndedRequests
+from servetwin.engine.gaps import merged
 from servetwin.engine.log import COLUMNS, StepLog
-from servetwin.engine.request import Request, Status
 from servetwin.results.run import Columns, Ints, Run
 from servetwin.results.sessions import session_columns
 from servetwin.scenario.load import dump
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from servetwin.workload.table import RequestTable
 
 Progress = Callable[[int, int, int], None]
-
-_STATUS = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
 
 
 def simulate(
@@ -64,6 +63,8 @@ def simulate(
         coalesce=coalesce,
         progress=progress,
     )
+    ended = EndedRequests()
+    built.cluster.on_ended = ended.add
     partial = False
     # Requests and batches are freed by reference counts; looking for cycles among millions of them only takes time.
     collecting = gc.isenabled()
@@ -76,20 +77,15 @@ def simulate(
         if collecting:
             gc.enable()
     if progress is not None:
-        progress(len(built.cluster.ended_requests), len(table), built.cluster.now)
-    run = _run(scenario, table, built, partial)
+        progress(len(ended), len(table), built.cluster.now)
+    run = _run(scenario, table, built, ended, partial)
     object.__setattr__(run, "wall_s", time.perf_counter() - wall)
     object.__setattr__(run, "cpu_s", time.process_time() - cpu)
     return run
 
 
-def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -> Run:
+def _run(scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequests, partial: bool) -> Run:
     cluster, log = built.cluster, built.log
-    requests = sorted(cluster.ended_requests, key=lambda request: request.row)
-    gaps: dict[int, int] = {}
-    for engine in cluster.engines:
-        for gap, count in engine.scheduler.gaps.items():
-            gaps[gap] = gaps.get(gap, 0) + count
     priced: dict[str, int] = {}
     for ledger in {id(engine.timer.ledger): engine.timer.ledger for engine in cluster.engines}.values():
         for kind in ("measured", "interpolated", "extrapolated"):
@@ -103,26 +99,25 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
     if table.sha256:
         hashes["trace"] = table.sha256
     slo = scenario.slo
-    request_columns = _request_columns(requests, built.pools)
-    order = sorted(range(len(log.rows)), key=lambda i: log.rows[i][:2])
-    columns = zip(*(log.rows[i] for i in order), strict=True) if log.rows else ([] for _ in COLUMNS)
+    request_columns = ended.columns(built.pools)
+    steps = log.table()
     return Run(
         scenario_yaml=dump(scenario),
         seed=scenario.seed,
         requests=request_columns,
         sessions=_session_columns(table, request_columns),
-        steps={name: _ints(values) for name, values in zip(COLUMNS, columns, strict=True)},
-        itl=(_ints(sorted(gaps)), _ints(gaps[gap] for gap in sorted(gaps))),
+        steps=steps,
+        itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
         prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),
         prefix_hits=sum(engine.scheduler.prefix_hits for engine in cluster.engines),
         priced_ns=priced,
         assumed_ns=assumed,
-        step_error=_step_error(built),
+        step_error=_step_error(built, steps),
         events=cluster.events,
         partial=partial,
         concurrency=table.concurrency,
-        token_ns=[_ints(r.token_ns or []) for r in requests] if requests and requests[0].token_ns is not None else None,
+        token_ns=ended.token_ns(),
         schedule=_schedule(log),
         slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
         versions=hashes,
@@ -130,15 +125,18 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, partial: bool) -
     )
 
 
-def _step_error(built: Built) -> dict[str, float]:
+def _step_error(built: Built, steps: Mapping[str, Ints]) -> dict[str, float]:
     """Relative error of the mean step with prefills and of the mean decode step, and both weighted by their time.
 
     Every pool counts by the time of its engines' steps; pools are taken to err together.
     """
     spent = {"prefill": 0.0, "decode": 0.0}
     erring = {"prefill": 0.0, "decode": 0.0}
-    for number, (engine, pricing) in enumerate(zip(built.cluster.engines, built.pricing, strict=True)):
-        for kind, (shape, ns) in _mean_steps(built.log, number).items():
+    numbers = range(len(built.cluster.engines))
+    starts = np.searchsorted(steps["engine"], numbers)
+    ends = np.searchsorted(steps["engine"], numbers, side="right")
+    for engine, pricing, start, end in zip(built.cluster.engines, built.pricing, starts, ends, strict=True):
+        for kind, (shape, ns) in _mean_steps({name: column[start:end] for name, column in steps.items()}).items():
             spent[kind] += ns
             erring[kind] += ns * step_error(engine.timer, pricing.spread, engine.host, shape)
     whole = sum(spent.values())
@@ -148,10 +146,8 @@ def _step_error(built: Built) -> dict[str, float]:
     return {"prefill": erring["prefill"] / spent["prefill"] if spent["prefill"] else overall, "overall": overall}
 
 
-def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
+def _mean_steps(column: Mapping[str, Ints]) -> dict[str, tuple[StepShape, int]]:
     """The mean shape of an engine's steps with prefills and of its pure decode steps, with the time of all of them."""
-    rows = np.array([row for row in log.rows if row[0] == engine], dtype=np.float64).reshape(-1, len(COLUMNS))
-    column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     found = {}
     prefills, decodes_only = column["prefill_seqs"] > 0, (column["prefill_seqs"] == 0) & (column["decode_seqs"] > 0)
     for kind, mask in (("prefill", prefills), ("decode", decodes_only)):
@@ -166,29 +162,6 @@ def _mean_steps(log: StepLog, engine: int) -> dict[str, tuple[StepShape, int]]:
             shape = StepShape(seqs, tokens, old, pairs, decodes, decodes, context, longest, longest)
             found[kind] = shape, int((column["end_ns"][mask] - column["start_ns"][mask]).sum())
     return found
-
-
-def _request_columns(requests: Sequence[Request], pools: Sequence[str]) -> Mapping[str, Ints | Sequence[str]]:
-    numbers = {
-        "request": (r.row for r in requests),
-        "session": (r.session for r in requests),
-        "engine": (r.engine for r in requests),
-        "decode_engine": (-1 for _ in requests),
-        "arrival_ns": (r.arrival_ns for r in requests),
-        "scheduled_ns": (r.scheduled_ns for r in requests),
-        "first_token_ns": (r.first_token_ns for r in requests),
-        "finish_ns": (r.finish_ns for r in requests),
-        "input_tokens": (r.prompt for r in requests),
-        "output_tokens": (r.outputs for r in requests),
-        "cached_tokens": (r.cached_tokens for r in requests),
-        "preemptions": (r.preemptions for r in requests),
-    }
-    texts = {
-        "pool": [pools[r.engine] if r.engine >= 0 else "" for r in requests],
-        "status": [_STATUS[r.status] for r in requests],
-        "reason": [r.reason if r.status != Status.FINISHED else "" for r in requests],
-    }
-    return {name: _ints(values) for name, values in numbers.items()} | texts
 
 
 def _session_columns(table: RequestTable, requests: Columns) -> Columns | None:

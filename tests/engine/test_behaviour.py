@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from groups import pipelined
-from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
+from running import LINEAR, MS, Ran, Row, gaps_of, run, scenario_of, table_of
 from servetwin.engine.request import Status
 from servetwin.errors import InputError
 from watching import watched
@@ -85,7 +85,7 @@ def test_answers_of_one_token(asynchronous: bool) -> None:
     for request in ran.requests:
         assert request.first_token_ns == request.last_token_ns == request.finish_ns
         assert request.token_ns == [request.finish_ns]
-    assert ran.engines[0].scheduler.gaps == {}
+    assert gaps_of(ran.engines[0]) == {}
 
 
 @ASYNC
@@ -107,7 +107,7 @@ def test_one_request_by_hand() -> None:
     first = 5 * MS + 100 * 20_000 + 100
     second, third = 5 * MS + 50_000 + 101, 5 * MS + 50_000 + 102
     assert ran.requests[0].token_ns == [7 + first, 7 + first + second, 7 + first + second + third]
-    assert ran.engines[0].scheduler.gaps == {second: 1, third: 1}
+    assert gaps_of(ran.engines[0]) == {second: 1, third: 1}
 
 
 def test_a_stop_that_nobody_foresees_costs_one_step_ahead() -> None:

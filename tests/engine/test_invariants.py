@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from running import run, scenario_of
+from running import gaps_of, run, scenario_of
 from servetwin.interop.steptrace import StepTrace, replay
 from servetwin.timing.host import HostOverhead
 from servetwin.workload.table import RequestTable
@@ -69,9 +69,9 @@ def test_of_a_cluster(
     ledgers = {id(engine.timer.ledger): engine.timer.ledger for engine in ran.engines}  # equal engines share one
     assert sum(sum(astuple(ledger)) for ledger in ledgers.values()) == priced, "all time priced is accounted for"
     tokens = sum(request.outputs - 1 for request in ran.requests if request.outputs)
-    assert sum(count for engine in ran.engines for count in engine.scheduler.gaps.values()) == tokens
+    assert sum(count for engine in ran.engines for count in gaps_of(engine).values()) == tokens
     spans = sum(r.last_token_ns - r.first_token_ns for r in ran.requests if r.outputs)
-    assert sum(gap * count for engine in ran.engines for gap, count in engine.scheduler.gaps.items()) == spans
+    assert sum(gap * count for engine in ran.engines for gap, count in gaps_of(engine).items()) == spans
 
 
 @settings(max_examples=60, deadline=None)

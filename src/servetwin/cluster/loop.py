@@ -52,6 +52,9 @@ class Cluster:
         self.engines: list[Engine] = []
         self.requests: Requests | None = None
         self.ended_requests: list[Request] = []
+        self.on_ended: Callable[[Request], None] = self.ended_requests.append
+        """takes a request that has ended; what nobody else holds is then forgotten"""
+        self.ended_count = 0
         self.unfinished: dict[int, Request] = {}
         self.events = 0
         self.now = 0
@@ -174,7 +177,7 @@ class Cluster:
             self._wake_of[number] = following
             heapq.heappush(self._wakes, (following, number))
         if self.progress is not None and self.events % 512 == 0:
-            self.progress(len(self.ended_requests), len(self.table), time)
+            self.progress(self.ended_count, len(self.table), time)
 
     def _happen(self, time: int, kind: int, row: int, request: Request | None) -> None:
         if request is not None and _in_vain(kind, request):
@@ -344,7 +347,8 @@ class Cluster:
         for time, row in released:
             heapq.heappush(self._happenings, (time, ARRIVAL, row, None))
         for one in (request, *failed):
-            self.ended_requests.append(one)
+            self.on_ended(one)
+            self.ended_count += 1
             self._places += self.sessions.ended(one.row)
         self._made_room = True
 

@@ -104,8 +104,7 @@ class Engine:
                 if batches[0].end_ns > now:
                     return batches[0].end_ns
                 oldest = batches.popleft()
-                for request in scheduler.update(oldest, now):
-                    self.on_end(request, now)
+                self._finish(oldest, now)
                 self.awaiting = False
                 if not self._ran and self._stuck(oldest, now):
                     return self._next_look(now, oldest)
@@ -250,3 +249,7 @@ class Engine:
         self.steps += 1
         self.last_batch = batch
         self.log.step(self.number, batch, self.scheduler.options.usable_blocks - batch.free)
+
+    def _finish(self, batch: Batch, now: int) -> None:
+        for request in self.scheduler.update(batch, now):
+            self.on_end(request, now)

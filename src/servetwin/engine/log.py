@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from servetwin.engine.batch import Batch
 from servetwin.timing.shape import StepShape
+
+Ints = NDArray[np.int64]
+
+PACKED = 1 << 16
+"""Rows that are packed into arrays at a time."""
 
 COLUMNS = (
     "engine",
@@ -35,8 +43,27 @@ class StepLog:
 
     expand: bool = False
     rows: list[tuple[int, ...]] = field(default_factory=list)
+    """the last rows; earlier ones are kept as arrays (see `table`)"""
     schedule: list[tuple[int, int, int, int]] | None = None
     """(engine, step, request, tokens) of every entry in the order scheduled, when asked for"""
+
+    _packed: list[list[Ints]] = field(default_factory=list)
+
+    def table(self) -> dict[str, Ints]:
+        """All rows so far, column by column, by engine and step."""
+        self._pack()
+        engines = np.concatenate([columns[0] for columns in self._packed] or [np.empty(0, np.int64)])
+        order = np.argsort(engines, kind="stable")  # an engine's steps come in order
+        return {
+            name: np.concatenate([columns[i] for columns in self._packed] or [engines]).astype(np.int64)[order]
+            for i, name in enumerate(COLUMNS)
+        }
+
+    def _pack(self) -> None:
+        if self.rows:
+            table = np.array(self.rows, np.int64)
+            self._packed.append([narrowed(table[:, i]) for i in range(len(COLUMNS))])
+            self.rows.clear()
 
     @property
     def keeps_entries(self) -> bool:
@@ -63,6 +90,8 @@ class StepLog:
                 len(batch.preempted),
             )
         )
+        if len(self.rows) >= PACKED:
+            self._pack()
         if self.schedule is not None:
             for request, tokens, _, _ in batch.entries():
                 self.schedule.append((engine, batch.index, request.row, tokens))
@@ -88,6 +117,14 @@ class StepLog:
             self.rows.append(
                 (engine, first + i, count, begin, end, 0, 0, 0, shape.decode_seqs, context, *queue, blocks, 0)
             )
+        if len(self.rows) >= PACKED:
+            self._pack()
         if self.schedule is not None:
             for i in range(steps):
                 self.schedule += [(engine, first + i, row, 1) for row in requests]
+
+
+def narrowed(column: Ints) -> Ints:
+    """The same numbers in half the room, if they fit (of columns but the times, most do)."""
+    small = column.astype(np.int32)
+    return small if (small == column).all() else column.copy()  # type: ignore[return-value]

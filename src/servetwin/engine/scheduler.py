@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from servetwin.engine.batch import Batch
+from servetwin.engine.gaps import Gaps
 from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
 from servetwin.engine.request import Request, Status
@@ -57,8 +58,7 @@ class Scheduler:
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
         """ended requests whose blocks a copy still reads or writes"""
-        self.gaps: dict[int, int] = {}
-        """how often each gap between two tokens of a request occurred (ns -> count)"""
+        self.gaps = Gaps()
         self.holds_prefills: bool | None = None
         """whether prefills wait in the next step; None: the scheduler counts its own steps since the last prefill"""
         self.prefix_queries = self.prefix_hits = 0
@@ -302,13 +302,10 @@ class Scheduler:
 
     def count_processed(self, outputs_ns: Sequence[int]) -> None:
         """Account for such batches that have ended, with outputs handed out at `outputs_ns`."""
-        gaps, count, last = self.gaps, self.riders.count, self._last_outputs_ns
         self._processed_batches += len(outputs_ns)
-        for now in outputs_ns:
-            gap = now - last
-            gaps[gap] = gaps.get(gap, 0) + count
-            last = now
-        self._last_outputs_ns = last
+        if outputs_ns:
+            self.gaps.add_all(self._last_outputs_ns, outputs_ns, self.riders.count)
+            self._last_outputs_ns = outputs_ns[-1]
         if self.output_ns is not None:
             self.output_ns += outputs_ns
 
@@ -617,7 +614,7 @@ class Scheduler:
                 self.output_ns.append(now)
             handing = self.riders.handing
             if handing:
-                self.gaps[usual_gap] = self.gaps.get(usual_gap, 0) + handing
+                self.gaps.add(usual_gap, handing)
             self.riders.handing = handing + batch.joined
             while self._deferred_frees and self._deferred_frees[0][0] <= self._processed_batches:
                 assert isinstance(self.kv, KVCache)
@@ -668,10 +665,9 @@ class Scheduler:
             elif now - request.last_token_ns == usual_gap:
                 usual += 1
             else:
-                gap = now - request.last_token_ns
-                gaps[gap] = gaps.get(gap, 0) + 1
+                gaps.add(now - request.last_token_ns, 1)
             if kept > 1:
-                gaps[0] = gaps.get(0, 0) + kept - 1
+                gaps.add(0, kept - 1)
             request.last_token_ns = now
             if request.token_ns is not None:
                 request.token_ns += [now] * kept
@@ -688,7 +684,7 @@ class Scheduler:
                     self._remove_waiting({request})
                 self._end(request, Status.FINISHED, pin=False)
         if usual:
-            gaps[usual_gap] = gaps.get(usual_gap, 0) + usual
+            gaps.add(usual_gap, usual)
         if speculative and not self.options.async_scheduling:
             for request in batch.requests:
                 if not request.finished:

@@ -1,0 +1,76 @@
+"""What stays of requests that have ended: a few numbers each, column by column."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servetwin.engine.request import Request, Status
+
+Ints = NDArray[np.int64]
+
+NUMBERS = (
+    "request", "session", "engine", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "input_tokens",
+    "output_tokens", "cached_tokens", "preemptions",
+)  # fmt: skip
+STATUS = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
+
+
+class EndedRequests:
+    """Takes requests as they end and lets go of them. 12 numbers of 8 bytes each, and the reason of those that failed
+    or were aborted; `token_ns` too, where it is recorded."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._status: list[str] = []
+        self._reasons: dict[int, str] = {}
+        self._token_ns: list[Ints] = []
+
+    def __len__(self) -> int:
+        return len(self._status)
+
+    def add(self, request: Request) -> None:
+        self._numbers.extend(
+            (
+                request.row,
+                request.session,
+                request.engine,
+                request.arrival_ns,
+                request.scheduled_ns,
+                request.first_token_ns,
+                request.finish_ns,
+                request.prompt,
+                request.outputs,
+                request.cached_tokens,
+                request.preemptions,
+            )
+        )
+        if request.status != Status.FINISHED:
+            self._reasons[len(self._status)] = request.reason
+        self._status.append(STATUS[request.status])
+        if request.token_ns is not None:
+            self._token_ns.append(np.array(request.token_ns, np.int64))
+
+    def columns(self, pools: Sequence[str]) -> dict[str, Ints | Sequence[str]]:
+        """The columns of the table of requests, by row of the workload; `pools` names the pool of each engine."""
+        table = np.frombuffer(self._numbers, np.int64).reshape(-1, len(NUMBERS))
+        order = self._order()
+        numbers = {name: table[order, i] for i, name in enumerate(NUMBERS)}
+        named = ["", *pools]
+        return {
+            **numbers,
+            "decode_engine": np.full(len(self), -1, np.int64),
+            "pool": [named[engine + 1] for engine in numbers["engine"].tolist()],
+            "status": [self._status[i] for i in order.tolist()],
+            "reason": [self._reasons.get(i, "") for i in order.tolist()],
+        }
+
+    def token_ns(self) -> list[Ints] | None:
+        """The times of every token, a request, by row; None when they were not recorded."""
+        return [self._token_ns[i] for i in self._order().tolist()] if self._token_ns else None
+
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(np.frombuffer(self._numbers, np.int64)[:: len(NUMBERS)], kind="stable")
