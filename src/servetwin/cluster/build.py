@@ -24,15 +24,17 @@ from servetwin.engine.rank import Rank
 from servetwin.engine.request import Request
 from servetwin.engine.scheduler import AcceptedDrafts, Scheduler
 from servetwin.errors import InputError
+from servetwin.fabric.network import Network
 from servetwin.memory.capacity import Reserve, block_layout, kv_capacity
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
 from servetwin.model import dtypes_of, load_architecture
+from servetwin.model.kernels import Collective
 from servetwin.model.layers import MoE
 from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
-from servetwin.timing.graphs import capture_sizes
+from servetwin.timing.graphs import graph_sizes
 from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of, prompt_of, shares_prompts
 from servetwin.workload.streams import stream
@@ -45,6 +47,19 @@ IDLE_POLL_NS = 1_000_000
 
 
 @dataclass(frozen=True)
+class Replica:
+    """One replica of a pool: its engines (one, or one a data-parallel rank) and the devices that they run on."""
+
+    pool: Pool
+    engines: tuple[int, ...]
+    devices: tuple[int, ...]
+    """in rank order (see `scenario.placement`)"""
+    collectives: tuple[Collective, ...]
+    in_step: bool
+    """whether its data-parallel ranks keep step with each other"""
+
+
+@dataclass(frozen=True)
 class Built:
     """A cluster ready to run, and what results want to know about how it was built."""
 
@@ -54,6 +69,9 @@ class Built:
     """name of each engine's pool"""
     pricing: list[Pricing]
     """how each engine's steps are priced"""
+    replicas: list[Replica]
+    network: Network | None
+    """what joins the devices; None where nothing goes over it"""
 
 
 def build(
@@ -72,11 +90,11 @@ def build(
         InputError: a pool asks for something that is not simulated yet, cannot be priced, or does not fit its device.
     """
     cluster = Cluster(table, _router(scenario), scenario.model, progress)
-    built = Built(cluster, log, [], [])
     shared = shares_prompts(table)
     placement = placed(scenario.pools, scenario.nodes)
     joined = scenario.timing.source != "linear" and any(devices_of(pool) > 1 for pool in scenario.pools)
     network = network_of(scenario, placement, base) if joined else None
+    built = Built(cluster, log, [], [], [], network)
     # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
     engines = sum(pool.replicas * pool.parallelism.data for pool in scenario.pools)
     runs_ahead = engines > 1 and not scenario.routing.refresh
@@ -97,6 +115,8 @@ def build(
                     raise error.at(field=f"pools[{index}]") from None
                 timers[where] = pricing.new_timer(links)
             group = _lock_step(pool, base) if pool.parallelism.data > 1 else None
+            ranks = tuple(range(len(cluster.engines), len(cluster.engines) + pool.parallelism.data))
+            built.replicas.append(Replica(pool, ranks, devices, pricing.collectives, group is not None))
             for _ in range(pool.parallelism.data):
                 number = len(cluster.engines)
                 cluster.engines.append(
@@ -209,11 +229,8 @@ def _lock_step(pool: Pool, base: Path) -> LockStep | None:
     """The group of a replica's data-parallel ranks; None for dense models, whose ranks are independent engines."""
     if not any(isinstance(layer.mlp, MoE) for layer in load_architecture(_model_reference(pool, base)).layers):
         return None
-    engine = pool.engine
-    graphs: list[int] = []
-    if catalog.device(pool.device).kind == "gpu" and not engine.enforce_eager:
-        graphs = capture_sizes(_given(engine.max_num_seqs), engine.num_speculative_tokens or 0)
-    return LockStep(graphs=graphs, **catalog.engine(_given(engine.version)).facts.get("lockstep", {}))
+    facts = catalog.engine(_given(pool.engine.version)).facts
+    return LockStep(graphs=graph_sizes(pool), **facts.get("lockstep", {}))
 
 
 def _engine(
