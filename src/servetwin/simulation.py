@@ -113,6 +113,7 @@ def _run(
         steps=steps,
         itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
+        engine_pools=built.pools,
         prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),
         prefix_hits=sum(engine.scheduler.prefix_hits for engine in cluster.engines),
         priced_ns=priced,

@@ -59,6 +59,8 @@ class Run:
     """gaps between tokens (ns) and how often each occurs; a gap may be listed more than once"""
     kv_blocks_total: Sequence[int]
     """KV blocks of each engine, by engine number"""
+    engine_pools: Sequence[str] = ()
+    """name of each engine's pool, by engine number"""
     prefix_queries: int = 0
     """prompt tokens looked up in the prefix cache"""
     prefix_hits: int = 0
