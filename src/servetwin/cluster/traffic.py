@@ -46,7 +46,7 @@ def _of_replica(network: Network, replica: Replica, of_ranks: Sequence[Steps]) -
     # Ranks that keep step with each other log the same passes, dummy batches included.
     together = ranks > 1 and replica.in_step
     if together:
-        brought = [np.maximum(tokens, 1) for tokens in brought]  # a dummy batch computes one
+        brought = [np.maximum(tokens, 1 + drafts) for tokens in brought]  # a dummy batch is one decode
         most = np.max(brought, axis=0)
         computed = [_padded(replica, own, most) for own in brought]
         gathered = np.sum(computed, axis=0)
