@@ -36,7 +36,7 @@ from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
 from servetwin.workload.identity import keys_of, shares_prompts
 from servetwin.workload.streams import stream
-from servetwin.workload.table import RequestTable
+from servetwin.workload.table import Ints, RequestTable
 
 T = TypeVar("T")
 
@@ -266,12 +266,11 @@ class _RequestMaker:
 
     def __init__(self, table: RequestTable, record_tokens: bool) -> None:
         self._table, self._record, self._shared = table, record_tokens, shares_prompts(table)
-        self._input = table.input_tokens.tolist()
-        self._output = table.output_tokens.tolist()
-        self._priority = None if table.priority is None else table.priority.tolist()
-        self._session = None if table.session is None else table.session.tolist()
-        self._abort = None if table.abort_ns is None else table.abort_ns.tolist()
-        self._arrival = table.arrival_ns.tolist() if self._abort else []
+        self._input, self._output = _numbers(table.input_tokens), _numbers(table.output_tokens)
+        self._priority = None if table.priority is None else _numbers(table.priority)
+        self._session = None if table.session is None else _numbers(table.session)
+        self._abort = None if table.abort_ns is None else _numbers(table.abort_ns)
+        self._arrival = _numbers(table.arrival_ns) if self._abort else []
         self._chains: dict[tuple[int, int], Chain] = {}
 
     def new(self, row: int, time: int) -> Request:
@@ -315,3 +314,8 @@ def _chain(table: RequestTable, row: int, block_size: int) -> Chain:
     if table.token_ids is not None or table.segments is None:
         return PrefixChain(keys_of(table, row, block_size).key)
     return SegmentChain(table.segments[row], table.output_seed(row), block_size)
+
+
+def _numbers(column: Ints) -> memoryview:
+    """A column, to be read item by item: as fast as a list, in a fifth of the room."""
+    return np.ascontiguousarray(column, np.int64).data

@@ -185,8 +185,11 @@ class OperatorTimer:
                 shares[_INDEX[how]] += whole
                 total += whole
         if decodes:
+            differ = longest * decodes > context
             for count, pricer in self._on_decodes:
-                ns, how = uneven(pricer, decodes, decoded, context, longest)
+                ns, how = pricer(decodes, decoded, context)
+                if differ:
+                    ns += UNEVEN * (pricer(decodes, decoded, longest * decodes)[0] - ns)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
                 total += whole
