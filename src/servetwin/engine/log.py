@@ -54,10 +54,14 @@ class StepLog:
         self._pack()
         engines = np.concatenate([columns[0] for columns in self._packed] or [np.empty(0, np.int64)])
         order = np.argsort(engines, kind="stable")  # an engine's steps come in order
-        return {
-            name: np.concatenate([columns[i] for columns in self._packed] or [engines]).astype(np.int64)[order]
-            for i, name in enumerate(COLUMNS)
-        }
+        whole: list[Ints] = []
+        for i in range(len(COLUMNS)):
+            parts = [columns[i] for columns in self._packed] or [engines]
+            whole.append(np.concatenate(parts).astype(np.int64)[order])
+            for columns in self._packed:  # one column at a time is there twice
+                columns[i] = whole[0][:0]
+        self._packed = [whole]
+        return dict(zip(COLUMNS, whole, strict=True))
 
     def _pack(self) -> None:
         if self.rows:
@@ -109,14 +113,14 @@ class StepLog:
     ) -> None:
         """`len(ends)` consecutive steps of the decodes `requests`; `queue` = (running, waiting) throughout."""
         steps = len(ends)
-        spans = [(i, 1, begins[i], ends[i], used[i]) for i in range(steps)]
+        seqs, context = shape.decode_seqs, shape.decode_context
         if not self.expand:
-            spans = [(0, steps, begins[0], ends[-1], used[-1])]
-        for i, count, begin, end, blocks in spans:
-            context = shape.decode_context + i * shape.decode_seqs
-            self.rows.append(
-                (engine, first + i, count, begin, end, 0, 0, 0, shape.decode_seqs, context, *queue, blocks, 0)
-            )
+            row = (engine, first, steps, begins[0], ends[-1], 0, 0, 0, seqs, context, *queue, used[-1], 0)
+            self.rows.append(row)
+        else:
+            for i in range(steps):
+                later = context + i * seqs
+                self.rows.append((engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0))
         if len(self.rows) >= PACKED:
             self._pack()
         if self.schedule is not None:

@@ -163,7 +163,7 @@ class Scheduler:
         budget = self.options.max_num_batched_tokens
         if self.riders.count:
             budget = self._ride(batch, budget)
-            if batch.riders and not self.plain and not self.waiting_count:
+            if batch.riders and not (self.plain or len(self.waiting) or len(self.holding)):
                 self._capacity_bound = False
                 self._schedule_riders(batch)
                 return batch

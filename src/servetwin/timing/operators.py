@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import add
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +23,7 @@ UNEVEN = 0.055
 takes: t = t_equal + 0.055 (t_longest - t_equal). The pooled coefficient of LLMServingSim's published skew measurements
 (RTX PRO 6000, vLLM 0.19: 0.054 to 0.075 over three models), taken over for all devices."""
 
-MANY = 40
+MANY = 80
 """Steps of a run from which on it is priced with arrays; below, Python's numbers are faster."""
 
 Needs = Literal["rows", "prefills", "decodes", "step"]
@@ -52,10 +53,10 @@ class RunPricer(Protocol):
 
     def few(
         self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float, /
-    ) -> Sequence[tuple[int, str]]:
-        """`int(ns * calls)`, and the kind of knowledge, of the `uneven` price of steps with contexts `context`,
-        `context + seqs`, …, the longest of which is `longest`, `longest + 1`, … (for a few steps, arrays cost too
-        much)."""
+    ) -> tuple[list[int], Sequence[tuple[int, str]]]:
+        """`int(ns * calls)` of the `uneven` price of steps with contexts `context`, `context + seqs`, …, the longest of
+        which is `longest`, `longest + 1`, …; and (first step, kind of knowledge) of each change of kind. For a few
+        steps, arrays cost too much."""
 
     def many(self, seqs: int, tokens: int, context: int, steps: int, /) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """The same as arrays: ns, and the kind of knowledge as its place in KINDS."""
@@ -185,8 +186,11 @@ class OperatorTimer:
                 shares[_INDEX[how]] += whole
                 total += whole
         if decodes:
+            differ = longest * decodes > context
             for count, pricer in self._on_decodes:
-                ns, how = uneven(pricer, decodes, decoded, context, longest)
+                ns, how = pricer(decodes, decoded, context)
+                if differ:
+                    ns += UNEVEN * (pricer(decodes, decoded, longest * decodes)[0] - ns)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
                 total += whole
@@ -209,19 +213,22 @@ class OperatorTimer:
         elif steps < MANY:
             durations = [total] * steps
             for count, pricer in self._on_runs:
-                for i, (whole, how) in enumerate(pricer.few(seqs, tokens, context, longest, steps, UNEVEN, count)):
-                    shares[_INDEX[how]] += whole
-                    durations[i] += whole
+                wholes, changes = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, count)
+                upto = steps
+                for first, how in reversed(changes):
+                    shares[_INDEX[how]] += sum(wholes[first:upto])
+                    upto = first
+                durations = list(map(add, durations, wholes))
         else:
             whole_steps = np.full(steps, total, np.int64)
             for count, pricer in self._on_runs:
                 times, kinds = pricer.many(seqs, tokens, context, steps)
                 if longest * seqs > context:
                     times += UNEVEN * (pricer.many(seqs, tokens, longest * seqs, steps)[0] - times)
-                wholes = (times * count).astype(np.int64)
-                whole_steps += wholes
+                parts = (times * count).astype(np.int64)
+                whole_steps += parts
                 for kind in range(int(kinds.min()), int(kinds.max()) + 1):
-                    shares[kind] += int(wholes[kinds == kind].sum())
+                    shares[kind] += int(parts[kinds == kind].sum())
             durations = whole_steps.tolist()
         self.ledger.book(shares)
         return durations

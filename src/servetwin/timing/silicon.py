@@ -177,7 +177,7 @@ class Decodes:
 
     def few(
         self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float
-    ) -> Sequence[tuple[int, str]]:
+    ) -> tuple[list[int], Sequence[tuple[int, str]]]:
         return self._generation.few_wholes(seqs, context, longest, steps, uneven, self._factor, calls)
 
     def many(self, seqs: int, tokens: int, context: int, steps: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:

@@ -141,17 +141,19 @@ class GenerationAttention:
 
     def few_wholes(
         self, seqs: int, context_sum: int, longest: int, steps: int, uneven: float, factor: float, calls: float
-    ) -> list[tuple[int, How]]:
+    ) -> tuple[list[int], list[tuple[int, How]]]:
         """ns of `calls` layers in consecutive decode steps of an unchanged batch, without the cost of arrays.
 
         Each is `int(calls * t)` of the time t of `price` times `factor`, plus `uneven` times what contexts as long as
-        the longest would take more.
+        the longest would take more. With them: how they are known, as (first step, how) of each change.
         """
         curve = self._curves.get(seqs) or self.curve(seqs)
         clip = self._clip or math.inf
         xs, ys, slopes = curve.xs, curve.ys, curve.slopes
         differ = longest * seqs > context_sum
-        wholes: list[tuple[int, How]] = []
+        wholes: list[int] = []
+        changes: list[tuple[int, How]] = []
+        known: How | None = None
         upto = upto_longest = -math.inf  # where the straight lines end that the last step was on
         x = y = slope = x2 = y2 = slope2 = 0.0
         at: How = curve.shape_how
@@ -184,8 +186,12 @@ class GenerationAttention:
                         x2, y2, slope2 = xs[i], ys[i], slopes[i]
                         upto_longest = xs[i + 1] if i + 1 < len(xs) else math.inf
                 ns += uneven * ((y2 + slope2 * (keys - x2)) * factor - ns)
-            wholes.append((int(ns * calls), after if beyond else at))
-        return wholes
+            how = after if beyond else at
+            if how != known:
+                changes.append((len(wholes), how))
+                known = how
+            wholes.append(int(ns * calls))
+        return wholes, changes
 
     def curve(self, seqs: int) -> Curve:
         """Time over the mean number of keys (context + 1), for one batch size."""

@@ -45,7 +45,7 @@ class Curve:
     `limit`, itself a point, were filled in, not measured.
     """
 
-    __slots__ = ("_after", "_at", "limit", "shape_how", "slopes", "xs", "ys")
+    __slots__ = ("_after", "_at", "_places", "limit", "shape_how", "slopes", "xs", "ys")
 
     def __init__(
         self, xs: Sizes, ys: Sizes, how: How = "measured", affine: bool = False, limit: float | None = None
@@ -64,6 +64,7 @@ class Curve:
         self.shape_how: How = how
         self.limit = self.xs[-1] if limit is None else limit
         self._at, self._after = _known(self.xs, self.limit, how)
+        self._places: NDArray[np.int8] | None = None
 
     def price(self, size: float) -> tuple[float, How]:
         """Time in ns at one size, and whether it was measured, lies between measurements, or beyond them."""
@@ -95,8 +96,12 @@ class Curve:
         inside = np.maximum(i, 0)
         beyond = at - x[inside]
         times: Floats = np.asarray(self.ys)[inside] + np.asarray(self.slopes)[inside] * beyond
-        hows = np.array([[HOWS.index(how) for how in known] for known in (self._at, self._after)], np.int8)
-        kinds = np.where(beyond != 0, hows[1][inside], hows[0][inside])
+        places = self._places
+        if places is None:
+            places = self._places = np.array(
+                [[HOWS.index(h) for h in hows] for hows in (self._at, self._after)], np.int8
+            )
+        kinds = np.where(beyond != 0, places[1][inside], places[0][inside])
         if i.size and i.min() < 0:
             below = i < 0
             times[below] = self.ys[0]
