@@ -1,10 +1,11 @@
 """How fast whole runs are: user CPU seconds and peak memory of `servetwin run`, beside what they should be.
 
-    python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peers]
+    python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peer NAME OPTION...]
 
 Every workload runs in a process of its own; start-up and result files count. Traces are not part of the project: those
-of DIR (`azure_2023_conv.csv`, `mooncake_conversation.jsonl`; see docs/performance.md) are used where they are. With
-`--peers`, simulators of others that are installed run the same workload A in the same session.
+of DIR (`azure_2023_conv.csv`, `mooncake_conversation.jsonl`; see docs/performance.md) are used where they are. Of
+the simulators of others, it says which are not installed, and runs those that are, with options given by `--peer`, in
+the same session; their ratio is to our target for workload A.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +72,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "aisimulate": ("aisimulate", "predict"),
     "vidur": (sys.executable, "-m", "vidur.main"),
 }
-"""How a peer's simulation is started; its own options for workload A come after `--` on our command line, because they
-differ between releases."""
+"""How a peer's simulation is started; `--peer` gives its own options for workload A, which differ between releases."""
 
 
 def measured(command: list[str], **options: Any) -> tuple[float, float, int]:
@@ -111,36 +112,32 @@ def run_cases(names: list[str], traces: Path) -> None:
             print(row if not status else f"{name:<24} failed with status {status}", flush=True)
 
 
-def run_peers(options: list[str]) -> None:
-    """Workload A on what is installed."""
-    ours, mebibytes, _ = 0.0, 0.0, 0
+def run_peers(options: list[list[str]]) -> None:
+    """Workload A on the peers that are installed; `options`: a peer's name and its command-line options."""
+    given = {name: rest for name, *rest in options}
     for name, command in PEERS.items():
-        found = shutil.which(command[0]) if command[0] != sys.executable else _module(command[2].split(".")[0])
-        if not found:
-            print(f"{name}: not installed")
-            continue
-        if not options:
-            print(f"{name}: installed; give its options for workload A after --")
-            continue
-        seconds, mebibytes, status = measured([*command, *options])
-        print(f"{name:<24} {seconds:8.2f} user s {mebibytes:7.0f} MiB, status {status}, {ours}")
-
-
-def _module(name: str) -> str | None:
-    from importlib.util import find_spec
-
-    return name if find_spec(name) else None
+        if not (shutil.which(command[0]) if command[0] != sys.executable else find_spec(name)):
+            print(f"{name:<24} not installed")
+        elif name not in given:
+            print(f"{name:<24} installed: give its options for workload A with --peer {name} ...")
+        else:
+            seconds, mebibytes, status = measured([*command, *given[name]])
+            ratio = seconds / CASES["A"].seconds
+            print(f"{name:<24} {seconds:8.2f} {'':>7} {ratio:6.2f} {mebibytes:7.0f} {'':>7}  status {status}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, default=Path("traces"))
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peers", action="store_true")
-    known = parser.parse_args()
+    parser.add_argument("--peer", nargs="+", action="append", default=[], metavar="NAME OPTION")
+    known, rest = parser.parse_known_args()
+    if rest and known.peer:
+        known.peer[-1] += rest
+    elif rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
     run_cases(known.only, known.traces)
-    if known.peers:
-        run_peers([])
+    run_peers(known.peer)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ Ints = NDArray[np.int64]
 
 NUMBERS = (
     "request", "session", "engine", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "input_tokens",
-    "output_tokens", "cached_tokens", "preemptions",
+    "output_tokens", "cached_tokens", "preemptions", "status",
 )  # fmt: skip
-STATUS = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
+STATUS: dict[int, str] = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
 
 
 class EndedRequests:
@@ -25,14 +25,19 @@ class EndedRequests:
 
     def __init__(self) -> None:
         self._numbers = array("q")
-        self._status: list[str] = []
         self._reasons: dict[int, str] = {}
+        """by row"""
         self._token_ns: list[Ints] = []
 
     def __len__(self) -> int:
-        return len(self._status)
+        return len(self._numbers) // len(NUMBERS)
 
     def add(self, request: Request) -> None:
+        if request.status != Status.FINISHED:
+            self._reasons[request.row] = request.reason
+        if request.token_ns is not None:
+            self._token_ns.append(np.array(request.token_ns, np.int64))
+        # Last and at once, so that an interrupt leaves no half of a request.
         self._numbers.extend(
             (
                 request.row,
@@ -46,26 +51,23 @@ class EndedRequests:
                 request.outputs,
                 request.cached_tokens,
                 request.preemptions,
+                request.status,
             )
         )
-        if request.status != Status.FINISHED:
-            self._reasons[len(self._status)] = request.reason
-        self._status.append(STATUS[request.status])
-        if request.token_ns is not None:
-            self._token_ns.append(np.array(request.token_ns, np.int64))
 
     def columns(self, pools: Sequence[str]) -> dict[str, Ints | Sequence[str]]:
         """The columns of the table of requests, by row of the workload; `pools` names the pool of each engine."""
         table = np.frombuffer(self._numbers, np.int64).reshape(-1, len(NUMBERS))
         order = self._order()
         numbers = {name: table[order, i] for i, name in enumerate(NUMBERS)}
+        statuses = numbers.pop("status").tolist()
         named = ["", *pools]
         return {
             **numbers,
             "decode_engine": np.full(len(self), -1, np.int64),
             "pool": [named[engine + 1] for engine in numbers["engine"].tolist()],
-            "status": [self._status[i] for i in order.tolist()],
-            "reason": [self._reasons.get(i, "") for i in order.tolist()],
+            "status": [STATUS[status] for status in statuses],
+            "reason": [self._reasons.get(row, "") for row in numbers["request"].tolist()],
         }
 
     def token_ns(self) -> list[Ints] | None:

@@ -235,7 +235,7 @@ class Engine:
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""
         shape = batch.measure()
-        host, seqs = self.host, len(batch)
+        host, seqs = self.host, shape.prefill_seqs + shape.decode_seqs
         ready = now + host.before(seqs)
         ns, free = self.timer.step_ns(shape) + host.gap(seqs), self._device_free
         batch.begin_ns = at = max(ready, free[0])

@@ -44,8 +44,9 @@ class Gaps:
 
     def _put_together(self) -> None:
         ns, times = np.frombuffer(self._ns, np.int64), np.frombuffer(self._times, np.int64)
-        self._known = merged([self._known, (ns, times)])
-        self._ns, self._times = array("q"), array("q")
+        ns = ns[: len(times)]  # an interrupt may have come between the two
+        known, empty = merged([self._known, (ns, times)]), (array("q"), array("q"))
+        self._known, (self._ns, self._times) = known, empty
 
 
 def merged(parts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:

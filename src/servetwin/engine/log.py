@@ -66,8 +66,8 @@ class StepLog:
     def _pack(self) -> None:
         if self.rows:
             table = np.array(self.rows, np.int64)
-            self._packed.append([narrowed(table[:, i]) for i in range(len(COLUMNS))])
-            self.rows.clear()
+            packed = [narrowed(table[:, i]) for i in range(len(COLUMNS))]
+            self._packed, self.rows = [*self._packed, packed], []
 
     @property
     def keeps_entries(self) -> bool:

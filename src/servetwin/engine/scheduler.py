@@ -205,10 +205,13 @@ class Scheduler:
 
     def _prefill_threshold(self) -> int:
         """Most tokens that one request may take in this step; 0 = no limit. Nobody is starved by a lone request."""
-        options, others = self.options, self.unfinished
+        options = self.options
+        if not options.long_prefill_token_threshold:
+            return 0
+        others = self.unfinished
         if others <= 1 and options.lone_prefill_unlimited:
             return 0
-        if options.long_prefill_token_threshold and options.long_prefill_token_threshold_adaptive:
+        if options.long_prefill_token_threshold_adaptive:
             return max(options.long_prefill_token_threshold, options.max_num_batched_tokens // others)
         return options.long_prefill_token_threshold
 
