@@ -176,8 +176,26 @@ class OperatorTimer:
         ]
 
     def step_ns(self, shape: StepShape) -> int:
+        return self._step(shape, *self._fixed(shape[1] + shape[5], shape[0], shape[5]))
+
+    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
+        if shape.prefill_seqs or self._on_step:
+            return [self.step_ns(shape.later(i)) for i in range(steps)]
+        return self._run(shape, steps, *self._fixed(shape.decode_tokens, 0, shape.decode_tokens))
+
+    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
+        fixed = self._lockstep_fixed(shape, tokens, gathered)
+        return self._step(shape, sum(fixed), fixed)
+
+    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
+        if shape.prefill_seqs or self._on_step:
+            return [self.lockstep_ns(shape.later(i), tokens, gathered) for i in range(steps)]
+        fixed = self._lockstep_fixed(shape, tokens, gathered)
+        return self._run(shape, steps, sum(fixed), fixed)
+
+    def _step(self, shape: StepShape, total: int, fixed: list[int]) -> int:
+        """A step of which `fixed`, by kind, is known from numbers of rows; `total` is its sum."""
         prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
-        total, fixed = self._fixed(new + decoded, prefills, decoded)
         shares = fixed.copy()
         if prefills:
             for count, pricer in self._on_prefills:
@@ -202,13 +220,13 @@ class OperatorTimer:
         self.ledger.book(shares)
         return total
 
-    def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        if shape.prefill_seqs or self._on_step:
-            return [self.step_ns(shape.later(i)) for i in range(steps)]
+    def _run(self, shape: StepShape, steps: int, total: int, fixed: list[int]) -> list[int]:
+        """The same for consecutive steps of an unchanged batch of decodes."""
         seqs, tokens, context, longest = shape[4:8]
-        total, fixed = self._fixed(tokens, 0, tokens)
         shares = [share * steps for share in fixed]
-        if len(self._on_runs) < len(self._on_decodes):
+        if not seqs:
+            durations = [total] * steps
+        elif len(self._on_runs) < len(self._on_decodes):
             durations = self._step_by_step(shape, steps, total, shares)
         elif steps < MANY:
             durations = [total] * steps
@@ -246,43 +264,6 @@ class OperatorTimer:
             durations.append(duration)
             context += seqs
             longest += 1
-        return durations
-
-    def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
-        shares = self._lockstep_fixed(shape, tokens, gathered)
-        prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
-        if prefills:
-            for count, pricer in self._on_prefills:
-                ns, how = pricer(prefills, new, old, pairs)
-                shares[_INDEX[how]] += int(ns * count)
-        if decodes:
-            for count, pricer in self._on_decodes:
-                ns, how = uneven(pricer, decodes, decoded, context, longest)
-                shares[_INDEX[how]] += int(ns * count)
-        for count, pricer in self._on_step:
-            ns, how = pricer(shape)
-            shares[_INDEX[how]] += int(ns * count)
-        self.ledger.add(tuple(shares))
-        return sum(shares)
-
-    def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
-        if shape.prefill_seqs or self._on_step:
-            return [self.lockstep_ns(shape.later(i), tokens, gathered) for i in range(steps)]
-        fixed = self._lockstep_fixed(shape, tokens, gathered)
-        seqs, decoded, context, longest = shape[4:8]
-        total, shares, durations = sum(fixed), [0] * len(KINDS), []
-        for _ in range(steps):
-            duration = total
-            if seqs:
-                for count, pricer in self._on_decodes:
-                    ns, how = uneven(pricer, seqs, decoded, context, longest)
-                    whole = int(ns * count)
-                    shares[_INDEX[how]] += whole
-                    duration += whole
-            durations.append(duration)
-            context += seqs
-            longest += 1
-        self.ledger.add(tuple(a * steps + b for a, b in zip(fixed, shares, strict=True)))
         return durations
 
     def _lockstep_fixed(self, shape: StepShape, tokens: int, gathered: int) -> list[int]:
