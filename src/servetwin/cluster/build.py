@@ -34,7 +34,7 @@ from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for, sharding_of
 from servetwin.timing.graphs import capture_sizes
 from servetwin.timing.protocol import StepTimer
-from servetwin.workload.identity import keys_of, shares_prompts
+from servetwin.workload.identity import keys_of, prompt_of, shares_prompts
 from servetwin.workload.streams import stream
 from servetwin.workload.table import Ints, RequestTable
 
@@ -311,9 +311,9 @@ class _RequestMaker:
 
 
 def _chain(table: RequestTable, row: int, block_size: int) -> Chain:
-    if table.token_ids is not None or table.segments is None:
+    if table.token_ids is not None:
         return PrefixChain(keys_of(table, row, block_size).key)
-    return SegmentChain(table.segments[row], table.output_seed(row), block_size)
+    return SegmentChain(prompt_of(table, row), table.output_seed(row), block_size)
 
 
 def _numbers(column: Ints) -> memoryview:
