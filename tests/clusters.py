@@ -19,6 +19,8 @@ POLICIES = (
     "power_of_two",
     "session_affinity",
     "prefix_aware",
+    "consistent_hash",
+    "weighted",
 )
 MAX_MODEL_LEN = 640
 
@@ -53,13 +55,19 @@ def _pool(random: Random, model: str) -> dict[str, Any]:
     if model in SPARSE and random.random() < 0.6:
         devices = parallelism["tensor"] * parallelism["data"]
         parallelism["expert"] = devices if devices in (1, 2, 4, 8) else 1
-    return {
+    pool: dict[str, Any] = {
         "model": model,
         "device": random.choice(DEVICES),
         "replicas": random.choice([1, 1, 2, 4]),
         "parallelism": parallelism,
         "engine": _engine(random),
     }
+    if model in SPARSE and random.random() < 0.4:
+        routing = random.choice([{"routing": "random"}, {"routing": "zipf", "exponent": 1.2}])
+        pool["experts"] = routing | random.choice([{}, {"redundant_experts": 8, "rebalance_interval": 50}])
+        if parallelism.get("expert", 1) == 1:
+            pool["experts"] = routing
+    return pool
 
 
 def _engine(random: Random) -> dict[str, Any]:
@@ -95,21 +103,24 @@ def _lengths(random: Random, most: int) -> Any:
 
 
 def _workload(random: Random, models: list[str]) -> dict[str, Any]:
-    process = random.choice(["poisson", "gamma", "constant", "all_at_once", "closed_loop"])
-    arrivals: dict[str, Any] = {"process": process}
-    if process == "closed_loop":
-        arrivals["concurrency"] = random.choice([1, 4, 32])
-    elif process != "all_at_once":
-        arrivals["rate"] = random.choice([2, 20, 200])
-    workload: dict[str, Any] = {
-        "arrivals": arrivals,
-        "requests": random.choice([1, 8, 40]),
-        "input_tokens": _lengths(random, 700),
-        "output_tokens": _lengths(random, 150),
-        "output_ends": random.choice(["length", "stop"]),
-    }
-    if random.random() < 0.4:
-        workload["prefixes"] = {"groups": random.choice([1, 3]), "tokens": random.choice([16, 100])}
+    workload = _arrivals(random)
+    if random.random() < 0.25:
+        workload |= {"sessions": random.choice([1, 6]), "turns": random.choice([1, 4])}
+        workload |= {"first_input_tokens": random.choice([1, 150]), "tool_time": random.choice(["0s", "30ms"])}
+        workload |= {"input_tokens": random.choice([1, 30]), "output_tokens": random.choice([1, 25])}
+        if random.random() < 0.4:
+            branch = {"width": 2, "input_tokens": 5, "output_tokens": 9, "join": random.random() < 0.7}
+            workload["fan_out"] = branch
+    else:
+        workload |= {
+            "requests": random.choice([1, 8, 40]),
+            "input_tokens": _lengths(random, 700),
+            "output_tokens": _lengths(random, 150),
+        }
+        if random.random() < 0.2:
+            workload["patience"] = random.choice(["5ms", "300ms"])
+        if random.random() < 0.4:
+            workload["prefixes"] = {"groups": random.choice([1, 3]), "tokens": random.choice([16, 100])}
     if random.random() < 0.3:
         workload["priorities"] = [1, 2, 1]
     if len(models) > 1:
@@ -117,8 +128,20 @@ def _workload(random: Random, models: list[str]) -> dict[str, Any]:
     return workload
 
 
+def _arrivals(random: Random) -> dict[str, Any]:
+    process = random.choice(["poisson", "gamma", "constant", "all_at_once", "closed_loop"])
+    arrivals: dict[str, Any] = {"process": process}
+    if process == "closed_loop":
+        arrivals["concurrency"] = random.choice([1, 4, 32])
+    elif process != "all_at_once":
+        arrivals["rate"] = random.choice([2, 20, 200])
+    return {"arrivals": arrivals, "output_ends": random.choice(["length", "stop"])}
+
+
 def _routing(random: Random) -> dict[str, Any]:
     routing: dict[str, Any] = {"policy": random.choice(POLICIES)}
+    if routing["policy"] == "weighted":
+        routing["scorers"] = {"queue": 1, "kv_usage": 2, "prefix": random.choice([0, 3]), "session": 1}
     if random.random() < 0.3:
         routing["refresh"] = random.choice(["10ms", "1s"])
     if random.random() < 0.2:

@@ -82,9 +82,8 @@ def run_groups(
     cluster = built.cluster
     linear = {name: value for name, value in LINEAR.items() if isinstance(value, int)} | (law or {})
     groups: list[LockStep] = []
-    timer = GroupTimer(
-        **linear, pipeline=scenario.pools[0].parallelism.pipeline
-    )  # equal engines share what has been priced once
+    # Equal engines share what has been priced once.
+    timer = GroupTimer(**linear, pipeline=scenario.pools[0].parallelism.pipeline)
     for number, engine in enumerate(cluster.engines):
         if number % data == 0:
             groups.append(LockStep(**options))

@@ -161,7 +161,7 @@ def watched(*modules: str) -> Iterator[list[WatchedScheduler]]:
     """Schedulers that `modules` make are watched; gives the list of them."""
     made: list[WatchedScheduler] = []
     watching = type("Watching", (WatchedScheduler,), {"made": made})
-    patches = [patch(f"{module}.Scheduler", watching) for module in modules or ("servetwin.cluster.build",)]
+    patches = [patch(f"{module}.Scheduler", watching) for module in modules or ("servetwin.cluster.engines",)]
     for each in patches:
         each.start()
     try:

@@ -13,6 +13,7 @@ import numpy as np
 from servetwin import __version__
 from servetwin.cluster.build import Built, build
 from servetwin.cluster.ended import EndedRequests
+from servetwin.cluster.traffic import link_bytes
 from servetwin.engine.gaps import merged
 from servetwin.engine.log import COLUMNS, StepLog
 from servetwin.results.run import Columns, Ints, Run
@@ -41,9 +42,9 @@ def simulate(
     """Run a scenario.
 
     `base` is the folder that relative paths start at. `record` may hold `steps` (one row a step), `tokens` (time of
-    every
-    token) and `schedule` (tokens of every request in every step). `coalesce` False carries out every step singly; the
-    results are the same. `progress(ended requests, all requests, simulated ns)` is called now and then.
+    every token), `schedule` (tokens of every request in every step) and `links` (bytes that each link carried).
+    `coalesce` False carries out every step singly; the results are the same. `progress(ended requests, all requests,
+    simulated ns)` is called now and then.
 
     A KeyboardInterrupt ends the run early; what had finished is returned, marked as partial.
 
@@ -78,13 +79,15 @@ def simulate(
             gc.enable()
     if progress is not None:
         progress(len(ended), len(table), built.cluster.now)
-    run = _run(scenario, table, built, ended, partial)
+    run = _run(scenario, table, built, ended, partial, links="links" in record)
     object.__setattr__(run, "wall_s", time.perf_counter() - wall)
     object.__setattr__(run, "cpu_s", time.process_time() - cpu)
     return run
 
 
-def _run(scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequests, partial: bool) -> Run:
+def _run(
+    scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequests, partial: bool, links: bool
+) -> Run:
     cluster, log = built.cluster, built.log
     priced: dict[str, int] = {}
     for ledger in {id(engine.timer.ledger): engine.timer.ledger for engine in cluster.engines}.values():
@@ -106,9 +109,11 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequ
         seed=scenario.seed,
         requests=request_columns,
         sessions=_session_columns(table, request_columns),
+        links=_link_columns(built, steps) if links else None,
         steps=steps,
         itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
+        engine_pools=built.pools,
         prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),
         prefix_hits=sum(engine.scheduler.prefix_hits for engine in cluster.engines),
         priced_ns=priced,
@@ -123,6 +128,23 @@ def _run(scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequ
         versions=hashes,
         notes=list(table.notes),
     )
+
+
+def _link_columns(built: Built, steps: Mapping[str, Ints]) -> Columns:
+    """The links that carried something or could have, the busiest first; none where nothing goes over the network."""
+    links = built.network.topology.links if built.network else ()
+    carried = link_bytes(built, steps) if links else np.zeros(0)
+    bandwidth = np.array([link.bandwidth for link in links])
+    seconds = (int(steps["end_ns"].max()) - int(steps["start_ns"].min())) / 1e9 if len(steps["end_ns"]) else 0.0
+    used = np.divide(carried, bandwidth * seconds, out=np.zeros(len(links)), where=bandwidth * seconds > 0)
+    order = np.argsort(-used, kind="stable")
+    return {
+        "source": [links[i].source for i in order],
+        "target": [links[i].target for i in order],
+        "bandwidth": np.rint(bandwidth[order]).astype(np.int64),
+        "bytes": np.rint(carried[order]).astype(np.int64),
+        "utilization": used[order],
+    }
 
 
 def _step_error(built: Built, steps: Mapping[str, Ints]) -> dict[str, float]:

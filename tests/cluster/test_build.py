@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from running import LINEAR, WORKLOAD, Row, run, table_of
-from servetwin.cluster.build import scheduler_options
+from servetwin.cluster.engines import scheduler_options
 from servetwin.scenario.load import from_data
 from servetwin.scenario.resolve import resolve
 from servetwin.scenario.schema import Scenario

@@ -111,6 +111,61 @@ class TestArrivals:
         assert ran.requests[0].arrival_ns == 5 * MS
         assert ran.requests[0].scheduled_ns == 7 * MS
 
+    def test_prompts_are_tokenised_in_batches(self) -> None:
+        """Those that come within 2 ms together; who comes meanwhile waits for the batch to end, and 2 ms more."""
+
+        def with_front_end(engine: object) -> None:
+            engine.host = HostOverhead(request_ns=3 * MS, request_token_ns=100_000)  # type: ignore[attr-defined]
+
+        rows = [Row(0, 10, 2), Row(1 * MS, 30, 2), Row(4 * MS, 20, 2), Row(200 * MS, 50, 2)]
+        ran = run(scenario_of(), table_of(rows), prepare=with_front_end)
+        # A batch of 40 tokens from 2 to 6 ms; one of 20 from 8 to 10; alone, 50 tokens from 202 to 207.
+        assert [request.queued_ns // MS for request in ran.requests] == [9, 9, 13, 210]
+        assert [request.arrival_ns // MS for request in ran.requests] == [0, 1, 4, 200]
+
+    def test_a_burst_is_tokenised_32_at_a_time(self) -> None:
+        def with_front_end(engine: object) -> None:
+            engine.host = HostOverhead(request_token_ns=100_000)  # type: ignore[attr-defined]
+
+        ran = run(scenario_of(), table_of([Row(0, 10, 2)] * 40, concurrency=40), prepare=with_front_end)
+        assert Counter(request.queued_ns // MS for request in ran.requests) == {34: 32, 44: 8}
+
+    def test_a_client_gives_up_while_its_prompt_is_tokenised(self) -> None:
+        def with_front_end(engine: object) -> None:
+            engine.host = HostOverhead(request_token_ns=100_000)  # type: ignore[attr-defined]
+
+        rows = [Row(0, 100, 20, abort_ns=5 * MS), Row(0, 10, 2)]
+        ran = run(scenario_of(), table_of(rows), prepare=with_front_end)
+        assert (ran.status(0), ran.status(1)) == (Status.ABORTED, Status.FINISHED)
+        assert ran.requests[0].scheduled_ns == -1 and ran.requests[0].finish_ns >= 13 * MS
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_running_ahead_changes_nothing_behind_a_front_end(self, seed: int) -> None:
+        def with_front_end(engine: object) -> None:
+            engine.host = HostOverhead(request_ns=MS, request_token_ns=20_000)  # type: ignore[attr-defined]
+
+        rng = np.random.default_rng(seed)
+        rows = [
+            Row(int(at) * 1000, prompt=int(prompt), output=int(output))
+            for at, prompt, output in zip(
+                np.sort(rng.integers(0, 900_000, 60)), rng.integers(1, 300, 60), rng.integers(1, 60, 60), strict=True
+            )
+        ]
+        closed = None if seed % 2 else 5
+        ends = [
+            [
+                (request.queued_ns, request.first_token_ns, request.finish_ns)
+                for request in run(
+                    scenario_of(replicas=1 + seed % 3),
+                    table_of(rows, concurrency=closed),
+                    prepare=with_front_end,
+                    coalesce=coalesce,
+                ).requests
+            ]
+            for coalesce in (True, False)
+        ]
+        assert ends[0] == ends[1]
+
     def test_a_client_gives_up_before_its_request_has_arrived(self) -> None:
         def with_front_end(engine: object) -> None:
             engine.host = HostOverhead(request_ns=2 * MS)  # type: ignore[attr-defined]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from running import LINEAR, MS, Ran, run, scenario_of
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Status
-from servetwin.errors import InputError
 from servetwin.timing.host import HostOverhead
 from servetwin.workload.dependence import Dependence
 from servetwin.workload.table import RequestTable
@@ -223,10 +222,9 @@ def test_many_engines_still_coalesce_between_tools(shortest: int) -> None:
 
 
 def test_a_model_that_no_pool_serves() -> None:
-    table = sessions_of([[]], model=np.array([0]), models=("meta-llama/Llama-3.1-70B",))
-    with pytest.raises(InputError) as raised:
-        run(scenario_of(), table)
-    assert str(raised.value) == (
-        "workload: requests ask for a model that no pool serves; found 'meta-llama/Llama-3.1-70B'; "
-        "allowed: meta-llama/Llama-3.1-8B; did you mean 'meta-llama/Llama-3.1-8B'?"
-    )
+    models = ("meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B")
+    table = sessions_of([[], [], [0]], model=np.array([0, 1, 1]), models=models)
+    refused, served, after = run(scenario_of(), table).requests
+    assert (refused.status, refused.reason) == (Status.FAILED, "no pool serves model meta-llama/Llama-3.1-70B")
+    assert served.status == Status.FINISHED
+    assert (after.status, after.reason) == (Status.FAILED, "the turn before it, request 0, failed")

@@ -18,7 +18,9 @@ from servetwin.workload.table import RequestTable
 from workloads import engines, tables
 
 ROUTING = ["round_robin", "join_shortest_queue", "random", "least_kv_usage", "prefix_aware"]
-SLOW_HOST = HostOverhead(step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000)
+SLOW_HOST = HostOverhead(
+    step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000, request_token_ns=900
+)
 
 
 def assert_equal(scenario: Any, table: RequestTable, prepare: Callable[[Engine], None] | None = None) -> Ran:

@@ -23,7 +23,7 @@ from servetwin.measure.calibration_data import (
     read_points,
     split_at_random,
 )
-from servetwin.measure.calibration_fit import minimise
+from servetwin.measure.calibration_fit import minimise, trust
 from servetwin.measure.calibration_runs import Runs
 from servetwin.measure.calibration_terms import FITTED, check_told_apart, choose, confused, terms_named
 from servetwin.results.metrics import summarize
@@ -34,7 +34,7 @@ from servetwin.simulation import simulate
 from servetwin.timing.choose import host_of
 from servetwin.timing.overlay import Overlay, read_overlay
 
-TRUTH = Overlay(prefill_factor=1.3, gap_ns=900_000, request_ns=4_000_000)
+TRUTH = Overlay(prefill_factor=1.3, gap_ns=900_000, request_ns=9_000_000)
 CONDITIONS = [(isl, 16, c) for isl in (512, 4096) for c in (1, 8)] + [(1024, 24, 4), (2048, 12, 2)]
 CLOSED = {
     "arrivals": {"process": "closed_loop", "concurrency": 1}, "requests": 1, "input_tokens": 1, "output_tokens": 1
@@ -91,7 +91,7 @@ def test_known_terms_are_found_and_hold_elsewhere(points: Path) -> None:
     found = calibrate(observed, hold_out(observed, "isl", "2048"), ["prefill_factor", "gap_ns", "request_ns"])
     assert found.overlay.prefill_factor == pytest.approx(1.3, rel=0.01)
     assert found.overlay.gap_ns == pytest.approx(900_000, rel=0.01)
-    assert found.overlay.request_ns == pytest.approx(4_000_000, rel=0.02)
+    assert found.overlay.request_ns == pytest.approx(9_000_000, rel=0.02)
     assert (found.train.runs, found.unseen.runs) == (5, 1)
     for metric in ("ttft", "tpot"):
         assert found.unseen.raw[metric].mape_percent > 10
@@ -134,12 +134,12 @@ def test_the_overlay_file_gives_the_calibrated_figures(points: Path, tmp_path: P
 
 
 def test_terms_of_the_scenarios_overlay_stay(points: Path, tmp_path: Path) -> None:
-    (tmp_path / "known.yaml").write_text("overlay: 1\nterms: {request_ns: 4000000, gap_ns: 850000}\n")
+    (tmp_path / "known.yaml").write_text("overlay: 1\nterms: {request_ns: 9000000, gap_ns: 850000}\n")
     data = data_of()
     data["timing"]["overlay"] = "known.yaml"
     observed = read_points(points, from_data(data, None, tmp_path), tmp_path)
     found = calibrate(observed, split_at_random(observed, 0.7, 1), ["prefill_factor", "gap_ns"])
-    assert found.overlay.request_ns == 4_000_000
+    assert found.overlay.request_ns == 9_000_000
     assert found.overlay.prefill_factor == pytest.approx(1.3, rel=0.01)
     assert {term.name: term.start for term in found.terms} == {"prefill_factor": 1.0, "gap_ns": 850_000}
 
@@ -211,12 +211,15 @@ def one_concurrency(tmp_path_factory: pytest.TempPathFactory) -> list[Observed]:
     return observed_in(measured(tmp_path_factory.mktemp("one") / "one.csv", conditions, TRUTH))
 
 
-def test_terms_that_look_alike_are_refused_by_name(one_concurrency: list[Observed]) -> None:
+def test_terms_that_look_alike_are_refused_by_name(tmp_path: Path) -> None:
+    one_length = [(2048, osl, 1) for osl in (8, 16, 32, 64)]
+    observed = observed_in(measured(tmp_path / "length.csv", one_length, TRUTH))
     with pytest.raises(InputError) as caught:
-        calibrate(one_concurrency, split_at_random(one_concurrency, 0.75, 0), ["gap_ns", "gap_seq_ns"])
+        calibrate(observed, split_at_random(observed, 0.75, 0), ["request_ns", "request_token_ns"])
     assert str(caught.value) == (
-        "--terms: the train part cannot tell these terms apart; found 'gap_ns, gap_seq_ns'; allowed: one of them, or"
-        " more runs (gap_ns: steps of different lengths; gap_seq_ns: several concurrencies)"
+        "--terms: the train part cannot tell these terms apart; found 'request_ns, request_token_ns'; allowed: one of"
+        " them, or more runs (request_ns: several prompt lengths, arrivals at the client; request_token_ns: prompts of"
+        " several lengths, arrivals at the client)"
     )
 
 
@@ -231,6 +234,7 @@ def test_terms_are_chosen_when_none_are_named(one_concurrency: list[Observed]) -
         "attention_factor",
         "gap_seq_ns",
         "kv_factor",
+        "request_token_ns",
         "step_ns",
     }
 
@@ -359,3 +363,30 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_terms_are_named_as_in_an_overlay() -> None:
     assert {term.name for term in terms_named([term.name for term in FITTED])} == set(vars(Overlay()))
+
+
+def test_one_faulty_measurement_does_not_move_the_fit() -> None:
+    """A straight line through thirty points, of which one is off by half: squares are misled, trust is not."""
+    matrix = np.stack([np.ones(30), np.linspace(0, 1, 30)], axis=1)
+    noise = 0.02 * np.random.default_rng(1).normal(size=30)
+    faulty = np.where(np.arange(30) == 27, -0.5, 0.0)
+    target = matrix @ np.array([0.1, 0.3]) + noise + faulty
+    kinds = np.zeros(30, dtype=np.int64)
+    low, high = np.full(2, -9.0), np.full(2, 9.0)
+
+    def fit(with_trust: bool) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        weigh = (lambda found: trust(found, kinds)) if with_trust else None
+        at = minimise(np.zeros(2), low, high, lambda at: matrix @ at - target, lambda at: matrix, matrix, weigh).at
+        return np.asarray(at)
+
+    sound = np.linalg.lstsq(np.delete(matrix, 27, 0), np.delete(target, 27), rcond=None)[0]
+    assert np.abs(fit(with_trust=True) - sound).max() < 0.01
+    assert np.abs(fit(with_trust=False) - sound).max() > 0.05
+
+
+def test_trust_falls_with_the_distance_of_its_own_kind_alone() -> None:
+    differences = np.array([0.03, -0.03, 0.03, 0.5, 0.5, -0.5, 0.5])
+    found = trust(differences, np.array([0, 0, 0, 0, 1, 1, 1]))
+    assert found[3] < 0.25 < 0.9 < found[0] == found[1]
+    assert found[4] == pytest.approx((1 + 1 / (2.385 * 1.4826) ** 2) ** -0.5), "all alike is no outlier"
+    assert trust(np.array([0.01, 0.001]), np.zeros(2, dtype=np.int64))[0] > 0.97, "noise of repeats is none either"

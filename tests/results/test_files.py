@@ -22,8 +22,10 @@ def run(make_run: MakeRun) -> Run:
     schedule = {name: np.arange(3) for name in ("engine", "step", "request", "tokens")}
     tokens = [np.array([1, 2, 3]), np.array([], np.int64)]
     sessions = {name: np.array([7]) for name in SESSION_COLUMNS} | {"status": ["finished"]}
-    versions = {"servetwin": "0.1", "catalog": "ab"}
-    return make_run([0, 5], 10, schedule=schedule, token_ns=tokens, sessions=sessions, versions=versions)
+    links = {"source": ["a"], "target": ["b"], "bandwidth": np.array([9]), "bytes": np.array([3])}
+    links["utilization"] = np.array([0.5])
+    extra = {"schedule": schedule, "token_ns": tokens, "sessions": sessions, "links": links}
+    return make_run([0, 5], 10, versions={"servetwin": "0.1", "catalog": "ab"}, **extra)
 
 
 def test_what_is_written_is_read_back(run: Run, tmp_path: Path) -> None:
@@ -51,10 +53,10 @@ def test_same_run_same_bytes_whatever_the_simulation_cost(run: Run, tmp_path: Pa
         assert same is (name != "summary.json"), name
 
 
-def test_schedule_tokens_and_sessions_only_when_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
+def test_schedule_tokens_sessions_and_links_only_when_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
     write_run(make_run([0], 10), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        set(RESULT_FILES) - {"schedule.parquet", "sessions.parquet"}
+        set(RESULT_FILES) - {"schedule.parquet", "sessions.parquet", "links.parquet"}
     )
     saved = read_run(tmp_path / "out")
     assert saved.schedule is None and saved.token_ns is None and saved.sessions is None

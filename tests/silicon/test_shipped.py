@@ -14,7 +14,7 @@ import yaml
 
 from servetwin.catalog.profiles import packaged_folder, read_profile
 from servetwin.errors import InputError
-from servetwin.timing.kernels import KernelProfile, KernelTables
+from servetwin.timing.kernels import KernelProfile, KernelTables, moe
 from servetwin.timing.kernels.attention import causal_pairs
 from servetwin.timing.kernels.gemm import FORMATS, roofline_ns
 from servetwin.timing.kernels.latent import attention_part, idle_ns, other_kernels_ns
@@ -378,6 +378,30 @@ def test_marlin_of_one_weight_format_stands_in_for_another(device: str) -> None:
     assert np.median(np.abs(np.concatenate(errors))) < 0.28
     blackwell = KernelTables.for_device("b200_sxm")
     assert blackwell._moe("w4a16_mxfp4", "marlin") is not None
+
+
+@pytest.mark.parametrize("device", ["h100_sxm", "h200_sxm", "b200_sxm", "l40s", "rtx_pro_6000"])
+def test_tensor_parallelism_does_not_cut_the_rows_between_products(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predicts Marlin's layers of Kimi-K2 over 2 to 32 ranks, 1024 tokens and more, from the one on a single rank."""
+    table = KernelTables.for_device(device)._moe("int4_wo", "marlin")
+    assert table is not None
+    whole = [shape.tp == shape.ep == 1 and shape.skew == 120 for shape in table.shapes]
+    assert sum(whole) == 1
+
+    def bias() -> float:
+        errors = []
+        for shape in table.shapes:
+            if shape.tp > 1 and shape.skew == 120:
+                known = table.curve(shape)
+                guess = table.stand_in(shape, np.array(whole)).many(known.xs) / np.array(known.ys) - 1
+                errors.append(guess[np.array(known.xs) >= 1024])
+        return float(np.median(np.concatenate(errors)))
+
+    assert abs(bias()) < 0.18
+    monkeypatch.setattr(moe, "ROW_PASSES", 0)
+    assert bias() < -0.25, "without them every rank would be too fast"
 
 
 def test_a_stand_in_takes_at_least_what_the_least_layer_does(h200: KernelTables) -> None:

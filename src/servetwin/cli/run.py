@@ -13,7 +13,7 @@ from servetwin.errors import InputError, nearest
 if TYPE_CHECKING:
     from servetwin.scenario.schema import Scenario
 
-RECORDS = ("steps", "tokens", "schedule")
+RECORDS = ("steps", "tokens", "schedule", "links")
 FORMATS = ("table", "json")
 NOTHING = """nothing to run; name a scenario file, or describe one with flags:
   servetwin run SCENARIO.yaml

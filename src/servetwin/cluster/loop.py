@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from servetwin.catalog.units import format_duration
+from servetwin.cluster.frontend import FrontEnd
 from servetwin.cluster.routing.router import Router
 from servetwin.cluster.sessions import Sessions
 from servetwin.engine.engine import Engine
@@ -25,7 +26,7 @@ from servetwin.workload.table import RequestTable
 Progress = Callable[[int, int, int], None]
 """Told now and then: requests ended, requests in all, simulated ns."""
 
-ARRIVAL, DELIVERY, ABORT, TIMEOUT = range(4)
+ARRIVAL, DELIVERY, ABORT, TIMEOUT, TOKENISING = range(5)
 
 
 class Requests(Protocol):
@@ -60,7 +61,12 @@ class Cluster:
         self._models = [model] if table.model is None else list(table.models)
         self._model_of = None if table.model is None else table.model.tolist()
         self._happenings: list[tuple[int, int, int, Request | None]] = []
-        """(time, kind, row, request) of what comes from outside the engines"""
+        """(time, kind, row, request) of what comes from outside the engines; of TOKENISING the row is that of the
+        first request of the batch"""
+        self._front_ends: dict[int, FrontEnd] = {}
+        """by number of the first engine behind it"""
+        self._gave_up: dict[int, int] = {}
+        """row -> kind of the end of requests whose prompt is being tokenised"""
         self._wakes: list[tuple[int, int]] = []
         """(time, engine); those that `_wake_of` does not hold are superseded"""
         self._wake_of: list[int | None] = []
@@ -120,7 +126,7 @@ class Cluster:
         happenings = self._happenings
         while happenings:
             time, kind, _, request = happenings[0]
-            if kind < ABORT or request is None or not _in_vain(kind, request):
+            if request is None or not _in_vain(kind, request):
                 return time
             heapq.heappop(happenings)
         return None
@@ -174,7 +180,7 @@ class Cluster:
             self.progress(self.ended_count, len(self.table), time)
 
     def _happen(self, time: int, kind: int, row: int, request: Request | None) -> None:
-        if request is not None and kind >= ABORT and _in_vain(kind, request):
+        if request is not None and _in_vain(kind, request):
             return
         assert time >= self.now, "the clock went back"
         self.now = time
@@ -182,6 +188,8 @@ class Cluster:
             if row == self._coming:
                 self._next_arrival()
             self._arrive(row, time)
+        elif kind == TOKENISING:
+            self._tokenise(self._front_end(request), time)
         elif kind == DELIVERY:
             self._deliver(request, None, time)
         else:
@@ -253,12 +261,40 @@ class Cluster:
         assert self.requests is not None
         self.requests.place(request, engine)
         self.router.sent(engine.number, now)
-        request.queued_ns = now if self.table.at_engine else now + engine.host.request_ns
+        front_end = self._front_end(request)
+        if front_end.gathers and not self.table.at_engine:
+            request.queued_ns = -1
+            begin = front_end.hold(request, now)
+            if begin is not None:
+                heapq.heappush(self._happenings, (begin, TOKENISING, request.row, request))
+            return True
+        request.queued_ns = now if self.table.at_engine else now + front_end.request_ns
         if request.queued_ns == now:
             self._deliver(request, None, now)
         else:
             heapq.heappush(self._happenings, (request.queued_ns, DELIVERY, request.row, request))
         return True
+
+    def _front_end(self, request: Request) -> FrontEnd:
+        """The API server through which `request` comes; engines that step together are behind one."""
+        engine = self.engines[request.engine]
+        first = engine.together[0]
+        found = self._front_ends.get(first)
+        if found is None:
+            found = self._front_ends[first] = FrontEnd(engine.host)
+        return found
+
+    def _tokenise(self, front_end: FrontEnd, now: int) -> None:
+        batch, ready, following = front_end.take_up(now)
+        for request in batch:
+            request.queued_ns = ready
+            heapq.heappush(self._happenings, (ready, DELIVERY, request.row, request))
+            kind = self._gave_up.pop(request.row, None)
+            if kind is not None:
+                heapq.heappush(self._happenings, (ready, kind, request.row, request))
+        if following is not None:
+            first = front_end.first
+            heapq.heappush(self._happenings, (following, TOKENISING, first.row, first))
 
     def _deliver(self, request: Request, end: Status | None, time: int) -> None:
         """A request comes to its engine; or, with `end`, the word that it is to end so."""
@@ -280,6 +316,9 @@ class Cluster:
     def _give_up(self, kind: int, request: Request, now: int) -> None:
         """A client goes away, or a request has waited for too long; its engine hears of it behind the request."""
         waits_in_router = request.engine < 0
+        if not waits_in_router and request.queued_ns < 0:
+            self._gave_up.setdefault(request.row, kind)
+            return
         if not waits_in_router and request.queued_ns > now:
             heapq.heappush(self._happenings, (request.queued_ns, kind, request.row, request))
             return
@@ -316,4 +355,4 @@ class Cluster:
 
 def _in_vain(kind: int, request: Request) -> bool:
     """Whether a timer has nothing left to end."""
-    return request.finished or (kind == TIMEOUT and request.scheduled_ns >= 0)
+    return (kind in (ABORT, TIMEOUT) and request.finished) or (kind == TIMEOUT and request.scheduled_ns >= 0)

@@ -124,6 +124,8 @@ class Engine:
                         self._end_run()
             if scheduler.has_work:
                 batch = scheduler.schedule(now)
+                if scheduler.hopeless:
+                    self._end_hopeless(now)
                 self._ran = batch.number > 0
                 if self._ran:
                     self._launch(batch, now)
@@ -172,6 +174,10 @@ class Engine:
     def occupy_until(self, ns: int) -> None:
         """The device is busy until `ns`."""
         self._device_free[0] = self._last_end = ns
+
+    def _end_hopeless(self, now: int) -> None:
+        for request in self.scheduler.fail_hopeless(now):
+            self.on_end(request, now)
 
     def _fail_unservable(self, now: int) -> bool:
         """End the request that blocks the queue for ever, if there is one."""

@@ -130,8 +130,9 @@ class Rank(Engine):
                 if self._batches[0].end_ns <= now:
                     self.at = now
                     oldest = self._batches.popleft()
-                    self._finish(oldest, now)
-                    if self._stuck(oldest, now):
+                    for request in self.scheduler.update(oldest, now):
+                        self.on_end(request, now)
+                    if not self._ran and self._stuck(oldest, now):
                         self._rest(oldest)
                     else:
                         self._end_turn(executed=self._ran)
@@ -155,6 +156,8 @@ class Rank(Engine):
             if interval > 1 and not self.group.alone:
                 scheduler.holds_prefills = self.passes % interval != 0
             batch = scheduler.schedule(now)
+            if scheduler.hopeless:
+                self._end_hopeless(now)
             self._ran = batch.number > 0
             if self._ran:
                 self._come(batch)
@@ -162,7 +165,7 @@ class Rank(Engine):
                 batch.end_ns = max(now, self._last_end)
             batches.append(batch)
             if len(batches) < self._room and (self._ran or scheduler.has_work):
-                if self._stuck(batch, now):
+                if not self._ran and self._stuck(batch, now):
                     self._rest(batch)
                 else:
                     self._end_turn(executed=self._ran)

@@ -40,6 +40,7 @@ class Request:
         "drafts",
         "drop_stale",
         "engine",
+        "farthest",
         "finish_ns",
         "first_token_ns",
         "in_flight",
@@ -116,6 +117,8 @@ class Request:
         self.quiet = 0
         """tokens up to which the KV cache has nothing to do for this request"""
         self.preemptions = 0
+        self.farthest = -1
+        """most tokens computed when it gave way to itself with the whole cache free"""
         self.scheduled_ns = self.first_token_ns = self.last_token_ns = self.finish_ns = -1
         self.cached_tokens = 0
         self.token_ns: list[int] | None = None

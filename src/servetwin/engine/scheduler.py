@@ -69,6 +69,9 @@ class Scheduler:
         """requests that hold blocks for part of a prompt or for a load: they will need more"""
         self._deferred: set[Request] = set()
         """waiting requests that were passed over because of their own state, not for want of room"""
+        self.hopeless: list[Request] = []
+        """requests that gave way to themselves with the whole cache free, and got no further than the time before: they
+        would do so for ever"""
         self._unflushed = False
         """a request has ended since the last schedule(): the workers must still be told"""
         # With several batches in flight a copy into a freed block could overtake a step that still writes it.
@@ -107,6 +110,14 @@ class Scheduler:
         """End a request because its client went away."""
         if not request.finished:
             self._end_early(request, Status.ABORTED, "aborted by the client", now)
+
+    def fail_hopeless(self, now: int) -> list[Request]:
+        """End the `hopeless` requests."""
+        ended, self.hopeless = self.hopeless, []
+        for request in ended:
+            blocks = self.options.usable_blocks
+            self.fail(request, f"the engine's {blocks} KV blocks do not hold it, though it had all of them", now)
+        return ended
 
     def fail(self, request: Request, reason: str, now: int) -> None:
         """End a request that can never be served."""
@@ -272,9 +283,14 @@ class Scheduler:
                 i -= 1
             if self.options.priority:
                 budget += batch.withdraw(victim)
+            reached = victim.computed
             self._preempt(victim)
             batch.preempted.append(victim)
             if victim is request:
+                if not self.kv.pool.used:  # it had the whole cache to itself
+                    if reached <= request.farthest:
+                        self.hopeless.append(request)
+                    request.farthest = max(request.farthest, reached)
                 return False, i, budget
         return True, i, budget
 
@@ -352,6 +368,8 @@ class Scheduler:
             if request.stale and not request.drop_stale:
                 pass_over()  # its outputs in flight must arrive before it may produce others
                 continue
+            if self._deferred:
+                self._deferred.discard(request)  # whatever it waited for has come
             hit, load, computed = kv.miss, 0, request.computed
             if computed == 0:
                 if options.enable_prefix_caching and request.chain is not None:

@@ -31,8 +31,10 @@ def requests(
         table = RequestTable(arrival, np.full(rows, prompt, np.int64), np.full(rows, output, np.int64))
         return table, [f"No workload was named: {rows} equal requests at once, which that project then replays."]
     table = read_trace(path, "llmservingsim")
-    notes = [f"Workload: {path.name}."]
+    notes = [f"Workload: {path.name}.", *(f"{note[0].upper()}{note[1:]}." for note in table.notes)]
     if run is not None:
+        if table.waits_for is not None:
+            raise InputError("has agentic sessions, which a recorded run does not replay", where=str(path))
         sent, arrival = queued(run, table, str(path))
         table = replace(_first(table, sent), arrival_ns=arrival)
         notes += [f"Arrivals: queued_ts of a run of vLLM {run.version or 'of unknown version'}."]
@@ -57,7 +59,6 @@ def _existing(path: Path, where: str, field: str | None, name: str) -> Path:
     return path
 
 
-def _first(table: RequestTable, rows: int) -> RequestTable:
-    ids = None if table.token_ids is None else table.token_ids[:rows]
-    columns = ("arrival_ns", "input_tokens", "output_tokens")
-    return replace(table, token_ids=ids, **{name: getattr(table, name)[:rows] for name in columns})
+def _first(table: RequestTable, units: int) -> RequestTable:
+    """The first `units` requests and sessions (lines of the workload file)."""
+    return table.take(np.flatnonzero(table.units() < units))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from servetwin.errors import InputError
 from servetwin.measure.calibration_data import Mask, Observed
 from servetwin.measure.calibration_figures import differences, figures_of, latencies_of
-from servetwin.measure.calibration_fit import Fit, minimise
+from servetwin.measure.calibration_fit import Fit, minimise, trust
 from servetwin.measure.calibration_result import METRICS, Calibration, Errors, FittedTerm, Part
 from servetwin.measure.calibration_runs import Replay, Runs
 from servetwin.measure.calibration_terms import (
@@ -44,7 +44,8 @@ def calibrate(
 
     `train` has a mask for each of `observed`: which of its entries are fitted. Terms start from the scenarios' own
     overlay or engine version; what the overlay states beyond the fitted terms stays. What is minimised is the root
-    mean square of ln(simulated / measured) over the figures of the train part, weighted as in `figures_of`.
+    mean square of ln(simulated / measured) over the figures of the train part, weighted as in `figures_of`, figures
+    that are far off what is usual less (`calibration_fit.trust`).
     `progress(simulations so far, that figure for the train part or None)` is called now and then.
 
     Raises:
@@ -136,7 +137,17 @@ class _Calibrating:
 
         low = np.array([term.inner(term.low) for term in terms])
         high = np.array([term.inner(term.high) for term in terms])
-        return minimise(self._inner(terms), low, high, residuals, lambda at: self._slopes(terms, at), first_slopes)
+        weights = np.array([figure.weight for figure in self.figures])
+        metrics = np.array([figure.metric for figure in self.figures])
+        return minimise(
+            self._inner(terms),
+            low,
+            high,
+            residuals,
+            lambda at: self._slopes(terms, at),
+            first_slopes,
+            lambda found: trust(found / weights, metrics),
+        )
 
     def _calibration(self, terms: Sequence[Term], fit: Fit, left: dict[str, str]) -> Calibration:
         overlay = self._overlay(terms, fit.at)

@@ -16,6 +16,12 @@ ENOUGH_GAIN = 0.02
 GOOD_ENOUGH = 1e-3
 """or once the root of the sum of squares is below this"""
 TRIES = 6
+TUNING = 2.385
+"""in standard deviations: Cauchy's weights with it lose 5 % of the precision where errors are normal (Holland and
+Welsch 1977)"""
+LEAST_SPREAD = 0.02
+"""of relative differences: what repeats of one measurement differ by (SemiAnalysis InferenceX: median coefficient of
+variation 1.9 % of TTFT, 0.3 % of TPOT)"""
 
 
 @dataclass(frozen=True)
@@ -43,31 +49,47 @@ def minimise(
     residuals: Callable[[Floats], Floats],
     slopes: Callable[[Floats], Floats],
     first_slopes: Floats,
+    trust: Callable[[Floats], Floats] | None = None,
 ) -> Fit:
     """Lower the sum of squares of `residuals` (n,) between the bounds (k,); `slopes` gives their derivatives (n, k).
 
-    `residuals` may return infinities where it cannot be computed; such a place is not taken. Deterministic.
+    `residuals` may return infinities where it cannot be computed; such a place is not taken. `trust` gives factors (n,)
+    for residuals (iteratively reweighted least squares), which are renewed before each iteration. Deterministic.
     """
-    at, found, jacobian = start, residuals(start), first_slopes
+    at, raw, raw_slopes = start, residuals(start), first_slopes
     damping = 1e-3
     for iteration in range(1, MOST_ITERATIONS + 1):
         if iteration > 1:
-            jacobian = slopes(at)
+            raw_slopes = slopes(at)
+        factors = np.ones(len(raw)) if trust is None else trust(raw)
+        found, jacobian = factors * raw, factors[:, None] * raw_slopes
         for _ in range(TRIES):
             step = _step(jacobian, found, damping, at, low, high)
             if _gain(found, found + jacobian @ step) < ENOUGH_GAIN:
                 return Fit(at, found, jacobian, iteration)
             there = np.clip(at + step, low, high)
             new = residuals(there)
-            if new @ new < found @ found:
+            weighed = factors * new
+            if weighed @ weighed < found @ found:
                 break
             damping = max(1e-2, damping) * 10
         else:
             return Fit(at, found, jacobian, iteration)
-        gain, at, found, damping = _gain(found, new), there, new, damping / 10
-        if gain < ENOUGH_GAIN or found @ found < GOOD_ENOUGH**2:
-            return Fit(at, found, jacobian, iteration)
-    return Fit(at, found, jacobian, MOST_ITERATIONS)
+        gain, at, raw, damping = _gain(found, weighed), there, new, damping / 10
+        if gain < ENOUGH_GAIN or weighed @ weighed < GOOD_ENOUGH**2:
+            return Fit(at, weighed, jacobian, iteration)
+    return Fit(at, weighed, jacobian, MOST_ITERATIONS)
+
+
+def trust(differences: Floats, kinds: NDArray[np.int64]) -> Floats:
+    """Factors (n,) for relative `differences` (n,), by which those far out of the usual of their kind weigh less.
+
+    One faulty measurement (a node that was throttled, or busy with something else) is off by 50 % where the others are
+    off by 3, and alone outweighs two hundred of them in a sum of squares. The squares of these factors are Cauchy's
+    weights, 1 / (1 + (d / TUNING s)^2), s = 1.4826 x the median of |d| over the kind (`kinds`, (n,)).
+    """
+    spread = np.array([1.4826 * np.median(np.abs(differences[kinds == kind])) for kind in kinds])
+    return np.asarray(1 / np.sqrt(1 + (differences / (TUNING * np.maximum(spread, LEAST_SPREAD))) ** 2))
 
 
 def _gain(before: Floats, after: Floats) -> float:

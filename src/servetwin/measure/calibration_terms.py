@@ -66,6 +66,7 @@ FITTED: tuple[Term, ...] = (
     Term("attention_factor", 0.05, 0.3, 3.0, "decodes of several context lengths, priced operator by operator"),
     Term("gap_seq_ns", 5_000, 0, 1_000_000, "several concurrencies"),
     Term("kv_factor", 0.05, 0.5, 2.0, "runs limited by KV blocks, their number not set in the scenario"),
+    Term("request_token_ns", 1_000, 0, 100_000, "prompts of several lengths, arrivals at the client"),
     Term("step_ns", 250_000, 0, 50_000_000, "steps that the host delays"),
 )
 """In the order in which they are taken when none are named."""

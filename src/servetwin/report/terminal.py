@@ -58,6 +58,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
             yield f"{label} {short} (ms)", _number(summary[key]), _interval(summary, key)
     if "sessions" in summary:
         yield from _sessions(summary["sessions"])
+    for name, figures in summary.get("pools", {}).items():
+        yield from _pool(name, figures)
     yield "Memory"
     yield "Preemptions", _number(summary["preemptions"])
     yield "Prefix cache hit rate", _percent(summary["prefix_cache_hit_rate"])
@@ -88,6 +90,22 @@ def _sessions(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
     yield "Mean time in tools (s)", _number(_seconds(figures["mean_tool_ms"]))
     for which in ("first", "last"):
         yield f"Mean TTFT of the {which} turn (ms)", _number(figures[f"mean_{which}_ttft_ms"])
+
+
+def _pool(name: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, ...] | str]:
+    yield f"Pool {name}"
+    yield "Engines", _number(figures["engines"])
+    for status in ("completed", "failed", "aborted"):
+        if figures[status] or status == "completed":
+            yield f"{status.capitalize()} requests", _number(figures[status])
+    for metric, short, _ in SECTIONS:
+        if metric != "itl":
+            for statistic in ("mean", "p99"):
+                label = dict(SHOWN)[statistic]
+                yield f"{label} {short} (ms)", _number(figures[f"{statistic}_{metric}_ms"])
+    yield "Output token throughput (tok/s)", _number(figures["output_throughput"])
+    yield "Time in which a step was under way", _percent(figures["busy"])
+    yield "Peak KV cache usage", _percent(figures["peak_kv_usage"])
 
 
 def _seconds(ms: float | None) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 from servetwin.errors import InputError
 from servetwin.results.metrics import summarize
 from servetwin.results.run import (
+    LINK_COLUMNS,
     REQUEST_COLUMNS,
     SCHEDULE_COLUMNS,
     SESSION_COLUMNS,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 SCENARIO, SUMMARY = "scenario.yaml", "summary.json"
 REQUESTS, STEPS, SCHEDULE = "requests.parquet", "steps.parquet", "schedule.parquet"
-SESSIONS = "sessions.parquet"
-RESULT_FILES = (SCENARIO, REQUESTS, STEPS, SCHEDULE, SESSIONS, SUMMARY)
+SESSIONS, LINKS = "sessions.parquet", "links.parquet"
+RESULT_FILES = (SCENARIO, REQUESTS, STEPS, SCHEDULE, SESSIONS, LINKS, SUMMARY)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def _ints_table(columns: Mapping[str, Ints], names: tuple[str, ...]) -> pa.Table
     return pa.table({name: pa.array(np.asarray(columns[name], dtype=np.int64)) for name in names})
 
 
+def _links_table(links: Columns) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table({name: pa.array(links[name]) for name in LINK_COLUMNS})
+
+
 def _sessions_table(sessions: Columns) -> pa.Table:
     import pyarrow as pa
 
@@ -113,6 +120,8 @@ def _write_files(run: Run, folder: Path) -> None:
     _write_parquet(_ints_table(run.steps, STEP_COLUMNS), folder / STEPS)
     if run.schedule is not None:
         _write_parquet(_ints_table(run.schedule, SCHEDULE_COLUMNS), folder / SCHEDULE)
+    if run.links is not None:
+        _write_parquet(_links_table(run.links), folder / LINKS)
     if run.sessions is not None:
         _write_parquet(_sessions_table(run.sessions), folder / SESSIONS)
     summary = json.dumps(summarize(run), indent=2, allow_nan=False)

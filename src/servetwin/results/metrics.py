@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from servetwin.results.pools import pool_metrics
 from servetwin.results.run import PRICED, Ints, Run
 from servetwin.results.saturation import saturation
 from servetwin.results.sessions import session_metrics
@@ -147,6 +148,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "interval": intervals(run, of_finished, statistics) if run.step_error else None,
         **_slo(run, of_finished, duration_s),
         **session_metrics(run, duration_s),
+        **pool_metrics(run),
         "preemptions": int(run.ints("preemptions").sum()),
         "prefix_cache_hit_rate": _ratio(run.prefix_hits, run.prefix_queries),
         "peak_kv_usage": _peak_kv_usage(run),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Columns = Mapping[str, Ints | Sequence[str]]
+Columns = Mapping[str, Ints | NDArray[np.float64] | Sequence[str]]
 
 STATUSES = ("finished", "failed", "aborted")
 
@@ -28,6 +28,9 @@ SESSION_COLUMNS = (
     "session", "status", "turns", "arrival_ns", "finish_ns", "tool_ns", "input_tokens", "output_tokens",
     "cached_tokens", "first_ttft_ns", "last_ttft_ns",
 )  # fmt: skip
+
+LINK_COLUMNS = ("source", "target", "bandwidth", "bytes", "utilization")
+"""B/s in this direction; bytes carried in the run, and their share of what the link could carry in that time"""
 
 SCHEDULE_COLUMNS = ("engine", "step", "request", "tokens")
 
@@ -56,6 +59,8 @@ class Run:
     """gaps between tokens (ns) and how often each occurs; a gap may be listed more than once"""
     kv_blocks_total: Sequence[int]
     """KV blocks of each engine, by engine number"""
+    engine_pools: Sequence[str] = ()
+    """name of each engine's pool, by engine number"""
     prefix_queries: int = 0
     """prompt tokens looked up in the prefix cache"""
     prefix_hits: int = 0
@@ -78,6 +83,8 @@ class Run:
     """with `--record tokens`: time of every token, a request"""
     schedule: Mapping[str, Ints] | None = None
     """with `--record schedule`: columns SCHEDULE_COLUMNS, in the order scheduled"""
+    links: Columns | None = None
+    """with `--record links`: columns LINK_COLUMNS, one row a link of the network, the busiest first"""
     sessions: Columns | None = None
     """columns SESSION_COLUMNS, one row a session all of whose requests have ended; None when there are no sessions"""
     slo: Mapping[str, int | None] | None = None

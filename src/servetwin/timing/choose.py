@@ -19,7 +19,7 @@ from servetwin.model.operators import operators
 from servetwin.model.sharding import stages
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.collectives import WithCollectives
-from servetwin.timing.graphs import capture_sizes, padding
+from servetwin.timing.graphs import graph_sizes, padding
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
 from servetwin.timing.kernels.tables import KernelTables
 from servetwin.timing.linear import LinearTimer
@@ -51,6 +51,8 @@ class Pricing:
     hashes: dict[str, str] = field(default_factory=dict)
     spread: Spread | None = None
     """relative errors of operator prices, where steps are sums of operators"""
+    collectives: tuple[Collective, ...] = ()
+    """what the ranks of a replica exchange in a step; empty where steps are priced by a law that knows none"""
     kv_factor: float = 1.0
     """on the KV blocks that fit by estimate"""
 
@@ -100,16 +102,18 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
     domain = device.scale_up.domain if device.scale_up else 1
     experts = expert_options(pool.experts, arch, sharding, seed=scenario.seed, base=base, domain=domain)
     found = operators(arch, dtypes, sharding, experts)
+    collectives = tuple(op for op in found if isinstance(op, Collective))
     if timing.source in ("auto", "profile"):
         profiled = _profiled(scenario, pool, arch, dtypes, sharding, device, found)
         if profiled is not None:
             folder, bare, digest = profiled
             scaled: NewTimer = lambda links=None: CalibratedTimer(bare(links), overlay)  # noqa: E731
             new_timer = scaled if overlay.scales_devices else bare
-            return Pricing(f"profile {folder}", new_timer, host, {f"profile {folder}": digest})
+            hashes = {f"profile {folder}": digest}
+            return Pricing(f"profile {folder}", new_timer, host, hashes, collectives=collectives)
     bandwidth = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
     measured: list[Source] = []
-    hashes: dict[str, str] = {}
+    hashes = {}
     tables = None
     if timing.source in ("auto", "silicon"):
         tables = _kernel_tables(device, required=timing.source == "silicon")
@@ -126,12 +130,11 @@ def _uncalibrated(scenario: Scenario, pool: Pool, base: Path, overlay: Overlay) 
         reach = (bandwidth or device.memory_bandwidth) * MEMORY_EFFICIENCY
         return [CalibratedSource(source, overlay, reach) for source in priced]
 
-    assert engine.max_num_seqs is not None
-    padded = None
-    if device.kind == "gpu" and not engine.enforce_eager:
-        padded = padding(capture_sizes(engine.max_num_seqs, engine.num_speculative_tokens or 0))
+    graphs = graph_sizes(pool)
+    padded = padding(graphs) if graphs else None
     name = " > ".join(source.name for source in sources(None))
-    return Pricing(name, lambda links=None: OperatorTimer(found, sources(links), padded), host, hashes, Spread(tables))
+    new_timer = lambda links=None: OperatorTimer(found, sources(links), padded)  # noqa: E731
+    return Pricing(name, new_timer, host, hashes, Spread(tables), collectives)
 
 
 def _by_precedence(measured: list[Source], network: Links | None, pool_link: DeviceLink | None) -> list[Source]:

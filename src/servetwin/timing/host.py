@@ -11,7 +11,8 @@ class HostOverhead:
 
     A step costs `step_ns + seq_ns * sequences` on the host before the device may start. With asynchronous scheduling
     that work overlaps the step before it; `gap_ns + gap_seq_ns * sequences` (launch and sampling hand-over) never does.
-    `request_ns` passes between a client's request and its arrival in the engine (parsing, tokenising).
+    `request_ns` passes between a client's request and its arrival in the engine (parsing, delivery), and
+    `request_token_ns` a token while its prompt is tokenised (see `servetwin.cluster.frontend`).
     """
 
     step_ns: int = 0
@@ -21,6 +22,7 @@ class HostOverhead:
     gap_error_ns: int = 0
     """one standard deviation of what is known of the gap of a step"""
     request_ns: int = 0
+    request_token_ns: int = 0
 
     def before(self, seqs: int) -> int:
         return self.step_ns + self.seq_ns * seqs

@@ -46,12 +46,14 @@ class Overlay:
     """the same for each sequence of the step"""
     request_ns: int | None = None
     """front end, a request"""
+    request_token_ns: int | None = None
+    """the same for each token of its prompt"""
     kv_factor: float | None = None
     """on the number of KV blocks"""
 
     def host(self, host: HostOverhead) -> HostOverhead:
         """`host` with the terms of this overlay."""
-        names = ("step_ns", "gap_ns", "gap_seq_ns", "request_ns")
+        names = ("step_ns", "gap_ns", "gap_seq_ns", "request_ns", "request_token_ns")
         return replace(host, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
     @property
