@@ -30,6 +30,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._schema: pa.Schema
         self._occurring: dict[int, tuple[Ints, Ints]] = {}
         """values of the first column and how often they occur, by part"""
 
@@ -51,6 +52,7 @@ class Parts:
             column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
             write_statistics=False,
         )
+        self._schema = table.schema
         self._occurring[number] = np.unique(keys, return_counts=True)
 
     def merged(self, rows: int) -> Iterator[pa.Table]:
@@ -75,7 +77,8 @@ class Parts:
             pieces = [self._read(numbers[i], int(read[i]), int(wanted[i])) for i in np.flatnonzero(wanted)]
             read += wanted
             together = pa.concat_tables(pieces).combine_chunks()
-            yield together.take(np.argsort(together[0].to_numpy(), kind="stable"))
+            ordered = together.take(np.argsort(together[0].to_numpy(), kind="stable"))
+            yield ordered.cast(self._schema)  # Parquet has a name of its own for the items of a list
 
     def _read(self, number: int, first: int, rows: int) -> pa.Table:
         import pyarrow.parquet as pq
