@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servetwin import __version__
 from servetwin.cluster.build import Built, build
 from servetwin.cluster.ended import EndedRequests
 from servetwin.cluster.traffic import link_bytes
 from servetwin.engine.gaps import merged
-from servetwin.engine.log import COLUMNS, StepLog
+from servetwin.engine.log import COLUMNS, ENTRIES, StepLog, by_column
 from servetwin.results.run import Columns, Ints, Run
 from servetwin.results.sessions import session_columns
 from servetwin.scenario.load import dump
@@ -25,10 +27,15 @@ from servetwin.timing.uncertainty import step_error
 from servetwin.workload import build as build_workload
 
 if TYPE_CHECKING:
+    from servetwin.results.files import ResultFolder
+    from servetwin.results.tables import StoredColumns
     from servetwin.scenario.schema import Scenario
     from servetwin.workload.table import RequestTable
 
 Progress = Callable[[int, int, int], None]
+
+LINK_STEPS = ("engine", "steps", "start_ns", "end_ns", "prefill_seqs", "prefill_tokens", "decode_seqs")
+"""Columns of the steps that tell what was carried over links, and for how long."""
 
 
 def simulate(
@@ -38,6 +45,7 @@ def simulate(
     record: frozenset[str] = frozenset(),
     coalesce: bool = True,
     progress: Progress | None = None,
+    folder: ResultFolder | None = None,
 ) -> Run:
     """Run a scenario.
 
@@ -46,15 +54,19 @@ def simulate(
     `coalesce` False carries out every step singly; the results are the same. `progress(ended requests, all requests,
     simulated ns)` is called now and then.
 
+    With `folder`, a long run puts its tables there piece by piece instead of holding them; the run that is returned
+    reads their columns from the files, and is to be written with `folder.write`.
+
     A KeyboardInterrupt ends the run early; what had finished is returned, marked as partial.
 
     Raises:
-        InputError: the scenario cannot be run as it stands.
+        InputError: the scenario cannot be run as it stands, or `folder` cannot be written.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     scenario = resolve(scenario, base)
     table = build_workload(scenario.workload, scenario.seed, base)
-    log = StepLog(expand="steps" in record, schedule=[] if "schedule" in record else None)
+    keep = None if folder is None else folder.keep
+    log = StepLog(expand="steps" in record, schedule=[] if "schedule" in record else None, keep=keep)
     built = build(
         scenario,
         table,
@@ -64,7 +76,7 @@ def simulate(
         coalesce=coalesce,
         progress=progress,
     )
-    ended = EndedRequests()
+    ended = EndedRequests(built.pools, keep)
     built.cluster.on_ended = ended.add
     partial = False
     # Requests and batches are freed by reference counts; looking for cycles among millions of them only takes time.
@@ -79,14 +91,20 @@ def simulate(
             gc.enable()
     if progress is not None:
         progress(len(ended), len(table), built.cluster.now)
-    run = _run(scenario, table, built, ended, partial, links="links" in record)
+    run = _run(scenario, table, built, ended, partial, "links" in record, folder)
     object.__setattr__(run, "wall_s", time.perf_counter() - wall)
     object.__setattr__(run, "cpu_s", time.process_time() - cpu)
     return run
 
 
 def _run(
-    scenario: Scenario, table: RequestTable, built: Built, ended: EndedRequests, partial: bool, links: bool
+    scenario: Scenario,
+    table: RequestTable,
+    built: Built,
+    ended: EndedRequests,
+    partial: bool,
+    links: bool,
+    folder: ResultFolder | None,
 ) -> Run:
     cluster, log = built.cluster, built.log
     priced: dict[str, int] = {}
@@ -102,13 +120,16 @@ def _run(
     if table.sha256:
         hashes["trace"] = table.sha256
     slo = scenario.slo
-    request_columns = ended.columns(built.pools)
-    steps = log.table()
+    kept_requests = _kept(folder, "requests", ended.hand_over)
+    requests = ended.columns() if kept_requests is None else kept_requests
+    kept_steps = _kept(folder, "steps", log.hand_over_steps)
+    steps = log.table() if kept_steps is None else kept_steps
+    kept_schedule = _kept(folder, "schedule", log.hand_over_entries)
     return Run(
         scenario_yaml=dump(scenario),
         seed=scenario.seed,
-        requests=request_columns,
-        sessions=_session_columns(table, request_columns),
+        requests=requests,
+        sessions=_session_columns(table, requests),
         links=_link_columns(built, steps) if links else None,
         steps=steps,
         itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
@@ -123,16 +144,25 @@ def _run(
         partial=partial,
         concurrency=table.concurrency,
         token_ns=ended.token_ns(),
-        schedule=_schedule(log),
+        schedule=_schedule(log) if kept_schedule is None else kept_schedule,
         slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
         versions=hashes,
         notes=list(table.notes),
     )
 
 
+def _kept(folder: ResultFolder | None, table: str, hand_over: Callable[[], None]) -> StoredColumns | None:
+    """The columns of a table of which `folder` took pieces, once it has the rest; None where it holds none of it."""
+    if folder is None or not folder.keeps(table):
+        return None
+    hand_over()
+    return folder.table(table)
+
+
 def _link_columns(built: Built, steps: Mapping[str, Ints]) -> Columns:
     """The links that carried something or could have, the busiest first; none where nothing goes over the network."""
     links = built.network.topology.links if built.network else ()
+    steps = {name: steps[name] for name in LINK_STEPS}
     carried = link_bytes(built, steps) if links else np.zeros(0)
     bandwidth = np.array([link.bandwidth for link in links])
     seconds = (int(steps["end_ns"].max()) - int(steps["start_ns"].min())) / 1e9 if len(steps["end_ns"]) else 0.0
@@ -154,13 +184,12 @@ def _step_error(built: Built, steps: Mapping[str, Ints]) -> dict[str, float]:
     """
     spent = {"prefill": 0.0, "decode": 0.0}
     erring = {"prefill": 0.0, "decode": 0.0}
-    numbers = range(len(built.cluster.engines))
-    starts = np.searchsorted(steps["engine"], numbers)
-    ends = np.searchsorted(steps["engine"], numbers, side="right")
-    for engine, pricing, start, end in zip(built.cluster.engines, built.pricing, starts, ends, strict=True):
-        for kind, (shape, ns) in _mean_steps({name: column[start:end] for name, column in steps.items()}).items():
-            spent[kind] += ns
-            erring[kind] += ns * step_error(engine.timer, pricing.spread, engine.host, shape)
+    for kind, shapes in _mean_steps(steps, len(built.cluster.engines)).items():
+        for engine, pricing, found in zip(built.cluster.engines, built.pricing, shapes, strict=True):
+            if found is not None:
+                shape, ns = found
+                spent[kind] += ns
+                erring[kind] += ns * step_error(engine.timer, pricing.spread, engine.host, shape)
     whole = sum(spent.values())
     if not whole:
         return {}
@@ -168,22 +197,41 @@ def _step_error(built: Built, steps: Mapping[str, Ints]) -> dict[str, float]:
     return {"prefill": erring["prefill"] / spent["prefill"] if spent["prefill"] else overall, "overall": overall}
 
 
-def _mean_steps(column: Mapping[str, Ints]) -> dict[str, tuple[StepShape, int]]:
-    """The mean shape of an engine's steps with prefills and of its pure decode steps, with the time of all of them."""
-    found = {}
-    prefills, decodes_only = column["prefill_seqs"] > 0, (column["prefill_seqs"] == 0) & (column["decode_seqs"] > 0)
-    for kind, mask in (("prefill", prefills), ("decode", decodes_only)):
-        if mask.any():
-            weight = column["steps"][mask]
-            means = {name: round(float(np.average(column[name][mask], weights=weight))) for name in COLUMNS[5:10]}
-            seqs, tokens, old, decodes, context = means.values()
-            seqs = max(1, seqs) if kind == "prefill" else 0
-            pairs = tokens * old // max(1, seqs) + tokens * (tokens // max(1, seqs) + 1) // 2
-            longest = context // max(1, decodes)
-            decodes = max(decodes, 0 if kind == "prefill" else 1)
-            shape = StepShape(seqs, tokens, old, pairs, decodes, decodes, context, longest, longest)
-            found[kind] = shape, int((column["end_ns"][mask] - column["start_ns"][mask]).sum())
-    return found
+def _mean_steps(steps: Mapping[str, Ints], engines: int) -> dict[str, list[tuple[StepShape, int] | None]]:
+    """By kind and engine: the mean shape of its steps with prefills (or of its pure decode steps), and the time of all
+    of them; None where there are none. Sums of integers, of one column at a time."""
+    bounds = np.searchsorted(steps["engine"], np.arange(engines + 1)).tolist()
+    prefills, weight, ns = steps["prefill_seqs"] > 0, steps["steps"], steps["end_ns"] - steps["start_ns"]
+    masks = {"prefill": prefills, "decode": ~prefills & (steps["decode_seqs"] > 0)}
+    some = {kind: _sums(mask, bounds) for kind, mask in masks.items()}
+    times = {kind: _sums(np.where(mask, ns, 0), bounds) for kind, mask in masks.items()}
+    weights = {kind: _sums(np.where(mask, weight, 0), bounds) for kind, mask in masks.items()}
+    sums: dict[str, list[list[int]]] = {kind: [] for kind in masks}
+    for name in COLUMNS[5:10]:
+        column = steps[name] * weight
+        for kind, mask in masks.items():
+            sums[kind].append(_sums(np.where(mask, column, 0), bounds))
+    return {
+        kind: [
+            (_mean_shape(kind, [of[i] / weights[kind][i] for of in sums[kind]]), times[kind][i]) if number else None
+            for i, number in enumerate(some[kind])
+        ]
+        for kind in masks
+    }
+
+
+def _sums(column: Ints | NDArray[np.bool_], bounds: list[int]) -> list[int]:
+    """The sum of the rows between each two bounds."""
+    return [int(column[begin:end].sum()) for begin, end in pairwise(bounds)]
+
+
+def _mean_shape(kind: str, means: list[float]) -> StepShape:
+    seqs, tokens, old, decodes, context = map(round, means)
+    seqs = max(1, seqs) if kind == "prefill" else 0
+    pairs = tokens * old // max(1, seqs) + tokens * (tokens // max(1, seqs) + 1) // 2
+    longest = context // max(1, decodes)
+    decodes = max(decodes, 0 if kind == "prefill" else 1)
+    return StepShape(seqs, tokens, old, pairs, decodes, decodes, context, longest, longest)
 
 
 def _session_columns(table: RequestTable, requests: Columns) -> Columns | None:
@@ -204,9 +252,4 @@ def _schedule(log: StepLog) -> dict[str, Ints] | None:
     if log.schedule is None:
         return None
     entries = sorted(log.schedule, key=lambda entry: entry[:2])
-    columns = zip(*entries, strict=True) if entries else ([] for _ in range(4))
-    return dict(zip(("engine", "step", "request", "tokens"), map(_ints, columns), strict=True))
-
-
-def _ints(values: Iterable[int]) -> Ints:
-    return np.fromiter(values, dtype=np.int64)
+    return by_column(ENTRIES, entries)

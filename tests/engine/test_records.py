@@ -62,11 +62,11 @@ def test_ended_requests_are_the_columns_of_the_objects() -> None:
     rows.append(Row(0, prompt=9_000))
     scenario, table = scenario_of({"max_model_len": 512}), table_of(rows)
     objects = run(scenario, table).requests
-    ended = EndedRequests()
+    ended = EndedRequests(["pool"])
     built = build(scenario, table, base=Path(), log=StepLog(), record_tokens=True)
     built.cluster.on_ended = ended.add
     built.cluster.run()
-    columns = ended.columns(["pool"])
+    columns = ended.columns()
     assert len(ended) == len(rows)
     assert list(columns["request"]) == list(range(len(rows)))
     assert list(columns["status"]) == [request.status.name.lower() for request in objects]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,19 +107,19 @@ def _simulate(
     format_: str,
 ) -> None:
     from servetwin.cli.progress import Progress
-    from servetwin.results.files import write_run
+    from servetwin.results.files import ResultFolder
     from servetwin.results.metrics import summarize
     from servetwin.scenario.load import naming_flag
     from servetwin.simulation import simulate
 
-    try:
-        with Progress() as progress:
-            done = simulate(scenario, base=base, record=record, coalesce=coalesce, progress=progress)
-    except InputError as error:
-        raise (error.at(where=str(path)) if path else naming_flag(error)) from None
-    if output is not None:
-        write_run(done, output, overwrite)
-    _print(summarize(done), format_)
+    with ResultFolder(output, overwrite) if output is not None else nullcontext() as folder:
+        try:
+            with Progress() as progress:
+                done = simulate(scenario, base=base, record=record, coalesce=coalesce, progress=progress, folder=folder)
+        except InputError as error:
+            raise (error.at(where=str(path)) if path else naming_flag(error)) from None
+        summary = summarize(done) if folder is None else folder.write(done)
+    _print(summary, format_)
     if output is not None:
         typer.echo(f"Results written to {output}", err=True)
     elif format_ == "table":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servetwin.engine.log import Keep
 from servetwin.engine.request import Request, Status
 
 Ints = NDArray[np.int64]
@@ -16,20 +18,34 @@ NUMBERS = (
     "request", "session", "engine", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "input_tokens",
     "output_tokens", "cached_tokens", "preemptions", "status",
 )  # fmt: skip
+KEPT = 1 << 16
+"""Requests that are handed over at a time."""
 STATUS: dict[int, str] = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
 
 
 class EndedRequests:
     """Takes requests as they end and lets go of them. 12 numbers of 8 bytes each, and the reason of those that failed
-    or were aborted; `token_ns` too, where it is recorded."""
+    or were aborted; `token_ns` too, where it is recorded.
 
-    def __init__(self) -> None:
+    With `keep`, they are handed over KEPT at a time and let go of altogether; the last ones wait for
+    `hand_over`.
+    """
+
+    def __init__(self, pools: Sequence[str], keep: Keep | None = None) -> None:
+        """`pools` names the pool of each engine."""
+        self._pools, self._keep = pools, keep
+        self._parts, self._before = 0, 0
+        """how many times requests were handed over, and how many"""
         self._numbers = array("q")
         self._reasons: dict[int, str] = {}
         """by row"""
         self._token_ns: list[Ints] = []
 
     def __len__(self) -> int:
+        return self._before + self._held
+
+    @property
+    def _held(self) -> int:
         return len(self._numbers) // len(NUMBERS)
 
     def add(self, request: Request) -> None:
@@ -54,17 +70,32 @@ class EndedRequests:
                 request.status,
             )
         )
+        if self._keep is not None and self._held >= KEPT:
+            self.hand_over()
 
-    def columns(self, pools: Sequence[str]) -> dict[str, Ints | Sequence[str]]:
-        """The columns of the table of requests, by row of the workload; `pools` names the pool of each engine."""
+    def hand_over(self) -> None:
+        """Give `keep` all that are left."""
+        assert self._keep is not None
+        if not self._held:
+            return
+        columns: dict[str, Any] = dict(self.columns())
+        if self._token_ns:
+            columns["token_ns"] = self.token_ns()
+        self._keep("requests", self._parts, columns)
+        parts, before, none = self._parts + 1, len(self), array("q")
+        # At once, so that after an interrupt they have been handed over or have not.
+        self._parts, self._before, self._numbers, self._token_ns, self._reasons = parts, before, none, [], {}
+
+    def columns(self) -> dict[str, Ints | Sequence[str]]:
+        """The columns of the table of requests, by row of the workload; without those handed over."""
         table = np.frombuffer(self._numbers, np.int64).reshape(-1, len(NUMBERS))
         order = self._order()
         numbers = {name: table[order, i] for i, name in enumerate(NUMBERS)}
         statuses = numbers.pop("status").tolist()
-        named = ["", *pools]
+        named = ["", *self._pools]
         return {
             **numbers,
-            "decode_engine": np.full(len(self), -1, np.int64),
+            "decode_engine": np.full(self._held, -1, np.int64),
             "pool": [named[engine + 1] for engine in numbers["engine"].tolist()],
             "status": [STATUS[status] for status in statuses],
             "reason": [self._reasons.get(row, "") for row in numbers["request"].tolist()],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,13 @@ from servetwin.timing.shape import StepShape
 Ints = NDArray[np.int64]
 
 PACKED = 1 << 16
-"""Rows that are packed into arrays at a time."""
+"""Rows that are packed into arrays, or handed over, at a time."""
+
+Keep = Callable[[str, int, Mapping[str, Any]], None]
+"""Takes the next rows of a table away: its name, how many times rows of it were taken before, the rows as columns.
+
+Should a KeyboardInterrupt come in between, the same rows (and perhaps more) are handed over under the same number.
+"""
 
 COLUMNS = (
     "engine",
@@ -31,6 +39,7 @@ COLUMNS = (
     "kv_blocks_used",
     "preempted",
 )
+ENTRIES = ("engine", "step", "request", "tokens")
 
 
 @dataclass
@@ -45,12 +54,16 @@ class StepLog:
     rows: list[tuple[int, ...]] = field(default_factory=list)
     """the last rows; earlier ones are kept as arrays (see `table`)"""
     schedule: list[tuple[int, int, int, int]] | None = None
-    """(engine, step, request, tokens) of every entry in the order scheduled, when asked for"""
+    """ENTRIES of every entry in the order scheduled, when asked for"""
+    keep: Keep | None = None
+    """where rows go instead, `PACKED` at a time; the last ones wait for `hand_over_...`"""
 
     _packed: list[list[Ints]] = field(default_factory=list)
+    _kept_rows: int = 0
+    _kept_entries: int = 0
 
     def table(self) -> dict[str, Ints]:
-        """All rows so far, column by column, by engine and step."""
+        """All rows so far, column by column, by engine and step; without those that `keep` took."""
         self._pack()
         engines = np.concatenate([columns[0] for columns in self._packed] or [np.empty(0, np.int64)])
         order = np.argsort(engines, kind="stable")  # an engine's steps come in order
@@ -68,6 +81,26 @@ class StepLog:
             table = np.array(self.rows, np.int64)
             packed = [narrowed(table[:, i]) for i in range(len(COLUMNS))]
             self._packed, self.rows = [*self._packed, packed], []
+
+    def _settle(self) -> None:
+        if self.keep is None:
+            self._pack()
+        else:
+            self.hand_over_steps()
+
+    def hand_over_steps(self) -> None:
+        """Give `keep` all steps that are left."""
+        assert self.keep is not None
+        if self.rows:
+            self.keep("steps", self._kept_rows, by_column(COLUMNS, self.rows))
+            self._kept_rows, self.rows = self._kept_rows + 1, []
+
+    def hand_over_entries(self) -> None:
+        """Give `keep` all entries of the schedule that are left."""
+        assert self.keep is not None
+        if self.schedule:
+            self.keep("schedule", self._kept_entries, by_column(ENTRIES, self.schedule))
+            self._kept_entries, self.schedule = self._kept_entries + 1, []
 
     @property
     def keeps_entries(self) -> bool:
@@ -95,10 +128,12 @@ class StepLog:
             )
         )
         if len(self.rows) >= PACKED:
-            self._pack()
+            self._settle()
         if self.schedule is not None:
             for request, tokens, _, _ in batch.entries():
                 self.schedule.append((engine, batch.index, request.row, tokens))
+            if self.keep is not None and len(self.schedule) >= PACKED:
+                self.hand_over_entries()
 
     def run(
         self,
@@ -122,10 +157,17 @@ class StepLog:
                 later = context + i * seqs
                 self.rows.append((engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0))
         if len(self.rows) >= PACKED:
-            self._pack()
+            self._settle()
         if self.schedule is not None:
             for i in range(steps):
                 self.schedule += [(engine, first + i, row, 1) for row in requests]
+            if self.keep is not None and len(self.schedule) >= PACKED:
+                self.hand_over_entries()
+
+
+def by_column(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> dict[str, Ints]:
+    table = np.array(rows, np.int64).reshape(-1, len(names))
+    return {name: table[:, i] for i, name in enumerate(names)}
 
 
 def narrowed(column: Ints) -> Ints:

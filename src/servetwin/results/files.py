@@ -5,33 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
 from servetwin.errors import InputError
 from servetwin.results.metrics import summarize
+from servetwin.results.parts import Parts
 from servetwin.results.run import (
     LINK_COLUMNS,
     REQUEST_COLUMNS,
     SCHEDULE_COLUMNS,
     SESSION_COLUMNS,
     STEP_COLUMNS,
-    TEXT_COLUMNS,
     Columns,
     Ints,
     Run,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from servetwin.results.tables import ROW_GROUP, StoredColumns, arrow_table, columns_of, read_parquet, write_parquet
 
 SCENARIO, SUMMARY = "scenario.yaml", "summary.json"
 REQUESTS, STEPS, SCHEDULE = "requests.parquet", "steps.parquet", "schedule.parquet"
 SESSIONS, LINKS = "sessions.parquet", "links.parquet"
+TABLES = {
+    "requests": REQUEST_COLUMNS,
+    "steps": STEP_COLUMNS,
+    "schedule": SCHEDULE_COLUMNS,
+    "sessions": SESSION_COLUMNS,
+    "links": LINK_COLUMNS,
+}
+"""Columns of each table; `NAME.parquet` is its file."""
 RESULT_FILES = (SCENARIO, REQUESTS, STEPS, SCHEDULE, SESSIONS, LINKS, SUMMARY)
 
 
@@ -60,53 +67,6 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise InputError("the output folder is not empty", where=str(folder), allowed="another folder, or --overwrite")
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table, path, compression="zstd", compression_level=3, version="2.6", row_group_size=1 << 20)
-
-
-def _requests_table(run: Run) -> pa.Table:
-    import pyarrow as pa
-
-    columns: dict[str, pa.Array[Any]] = {}
-    for name in REQUEST_COLUMNS:
-        if name in TEXT_COLUMNS:
-            columns[name] = pa.array(list(run.requests[name]), type=pa.string())
-        else:
-            columns[name] = pa.array(run.ints(name))
-    if run.token_ns is not None:
-        ends = np.cumsum([0, *(len(tokens) for tokens in run.token_ns)])
-        flat = np.concatenate([np.empty(0, dtype=np.int64), *run.token_ns])
-        columns["token_ns"] = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(flat))
-    return pa.table(columns)
-
-
-def _ints_table(columns: Mapping[str, Ints], names: tuple[str, ...]) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table({name: pa.array(np.asarray(columns[name], dtype=np.int64)) for name in names})
-
-
-def _links_table(links: Columns) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table({name: pa.array(links[name]) for name in LINK_COLUMNS})
-
-
-def _sessions_table(sessions: Columns) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            name: pa.array(list(sessions[name]), type=pa.string())
-            if name in TEXT_COLUMNS
-            else pa.array(np.asarray(sessions[name], dtype=np.int64))
-            for name in SESSION_COLUMNS
-        }
-    )
-
-
 def _scenario_text(run: Run) -> str:
     """The scenario, headed by comments with what else decided the tables."""
     facts = {"seed": run.seed, **dict(sorted(run.versions.items()))}
@@ -114,76 +74,104 @@ def _scenario_text(run: Run) -> str:
     return head + run.scenario_yaml.rstrip("\n") + "\n"
 
 
-def _write_files(run: Run, folder: Path) -> None:
-    (folder / SCENARIO).write_text(_scenario_text(run), encoding="utf-8", newline="\n")
-    _write_parquet(_requests_table(run), folder / REQUESTS)
-    _write_parquet(_ints_table(run.steps, STEP_COLUMNS), folder / STEPS)
-    if run.schedule is not None:
-        _write_parquet(_ints_table(run.schedule, SCHEDULE_COLUMNS), folder / SCHEDULE)
-    if run.links is not None:
-        _write_parquet(_links_table(run.links), folder / LINKS)
-    if run.sessions is not None:
-        _write_parquet(_sessions_table(run.sessions), folder / SESSIONS)
-    summary = json.dumps(summarize(run), indent=2, allow_nan=False)
-    (folder / SUMMARY).write_text(summary + "\n", encoding="utf-8", newline="\n")
+class ResultFolder:
+    """A result folder that is being written, as a context: on leaving it, what is not in its place is gone.
 
-
-def write_run(run: Run, folder: Path, overwrite: bool = False) -> None:
-    """Write the result files into `folder`.
-
-    They are written beside it first and moved in once complete. With `overwrite`, only files of a result folder are
-    replaced (others stay), and `summary.json` goes first and comes last: a folder that has it is whole. Only
-    `summary.json` holds what differs between two runs of the same scenario (wall and CPU seconds).
+    Files are written beside `folder`, in `.NAME.partial-PID`, and moved in by `write` once all are complete. Of a long
+    run, `keep` takes tables away piece by piece while it goes on; a process that is killed leaves those pieces there,
+    one folder a table (see `Parts`).
 
     Raises InputError as `check_output`, and when the folder cannot be written.
     """
-    check_output(folder, overwrite)
-    folder = folder.absolute()
-    aside = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        aside.mkdir(parents=True)
+
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+        check_output(folder, overwrite)
+        self.folder = folder.absolute()
+        self._aside = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
+        self._parts: dict[str, Parts] = {}
+        self._stored: dict[str, StoredColumns] = {}
+
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def keep(self, table: str, number: int, columns: Columns) -> None:
+        """Take piece `number` of a table: `requests` (with `token_ns` where it is recorded), `steps` or `schedule`.
+
+        A piece of the number of the one before takes its place: taking that one was interrupted.
+        """
+        token_ns = cast("list[Ints] | None", columns.get("token_ns"))
+        with self._writing():
+            parts = self._parts.setdefault(table, Parts(self._aside / table))
+            parts.put(number, arrow_table(columns, TABLES[table], token_ns))
+
+    def keeps(self, table: str) -> bool:
+        """Whether pieces of `table` were taken."""
+        return table in self._parts
+
+    def table(self, table: str) -> StoredColumns:
+        """The whole table, all of whose pieces were taken: requests by their number, the others by engine and step."""
+        if table not in self._stored:
+            path = self._aside / f"{table}.parquet"
+            with self._writing():
+                write_parquet(self._parts[table].merged(ROW_GROUP), path)
+                shutil.rmtree(self._aside / table)
+            self._stored[table] = StoredColumns(path, TABLES[table])
+        return self._stored[table]
+
+    def write(self, run: Run) -> dict[str, Any]:
+        """Write the files of `run` and move all into place; the content of `summary.json`.
+
+        In a folder that is there already, only files of a result folder are replaced (others stay), and `summary.json`
+        goes first and comes last: a folder that has it is whole. Only `summary.json` holds what differs between two
+        runs of the same scenario (wall and CPU seconds).
+        """
+        with self._writing():
+            self._write_tables(run)
+            (self._aside / SCENARIO).write_text(_scenario_text(run), encoding="utf-8", newline="\n")
+            summary = summarize(run)
+            text = json.dumps(summary, indent=2, allow_nan=False)
+            (self._aside / SUMMARY).write_text(text + "\n", encoding="utf-8", newline="\n")
+            self._move_in()
+        return summary
+
+    def _write_tables(self, run: Run) -> None:
+        tables = {"requests": run.requests, "steps": run.steps, "schedule": run.schedule}
+        tables |= {"links": run.links, "sessions": run.sessions}
+        for table, columns in tables.items():
+            if columns is not None and table not in self._stored:
+                token_ns = run.token_ns if table == "requests" else None
+                write_parquet([arrow_table(columns, TABLES[table], token_ns)], self._aside / f"{table}.parquet")
+
+    def _move_in(self) -> None:
+        if not self.folder.is_dir():
+            self._aside.rename(self.folder)
+        else:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            for name in RESULT_FILES:
+                if (self._aside / name).exists():
+                    (self._aside / name).replace(self.folder / name)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
+        for stored in self._stored.values():
+            stored.path = self.folder / stored.path.name
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            _write_files(run, aside)
-            if folder.is_dir():
-                (folder / SUMMARY).unlink(missing_ok=True)
-                for name in RESULT_FILES:
-                    if (aside / name).exists():
-                        (aside / name).replace(folder / name)
-                    else:
-                        (folder / name).unlink(missing_ok=True)
-            else:
-                aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"cannot write the results: {error.strerror or error}", where=str(folder)) from error
+            self._aside.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            message = f"cannot write the results: {error.strerror or error}"
+            raise InputError(message, where=str(self.folder)) from error
 
 
-def _read_parquet(path: Path, names: tuple[str, ...]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise InputError("no such file; the folder is not a complete result folder", where=str(path))
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError("cannot be read as Parquet: truncated or damaged", where=str(path)) from error
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise InputError("a column is missing", where=str(path), field=missing[0], allowed=", ".join(names))
-    for name in names:
-        expected = pa.string() if name in TEXT_COLUMNS else pa.int64()
-        if table.schema.field(name).type != expected:
-            found = str(table.schema.field(name).type)
-            raise InputError(f"must be {expected}", where=str(path), field=name, found=found)
-        if table.column(name).null_count:
-            raise InputError("has empty values", where=str(path), field=name)
-    return table
-
-
-def _columns(table: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: table[name].to_pylist() if name in TEXT_COLUMNS else table[name].to_numpy() for name in names}
+def write_run(run: Run, folder: Path, overwrite: bool = False) -> None:
+    """Write the result files of a whole run into `folder` (see `ResultFolder`, also for what it raises)."""
+    with ResultFolder(folder, overwrite) as results:
+        results.write(run)
 
 
 def read_run(folder: Path) -> SavedRun:
@@ -206,16 +194,16 @@ def read_run(folder: Path) -> SavedRun:
     if not isinstance(summary, dict):
         raise InputError("must hold one JSON object", where=str(folder / SUMMARY))
 
-    requests = _read_parquet(folder / REQUESTS, REQUEST_COLUMNS)
-    steps = _columns(_read_parquet(folder / STEPS, STEP_COLUMNS), STEP_COLUMNS)
+    requests = read_parquet(folder / REQUESTS, REQUEST_COLUMNS)
+    steps = columns_of(read_parquet(folder / STEPS, STEP_COLUMNS), STEP_COLUMNS)
     schedule = None
     if (folder / SCHEDULE).exists():
-        schedule = _columns(_read_parquet(folder / SCHEDULE, SCHEDULE_COLUMNS), SCHEDULE_COLUMNS)
+        schedule = columns_of(read_parquet(folder / SCHEDULE, SCHEDULE_COLUMNS), SCHEDULE_COLUMNS)
     sessions = None
     if (folder / SESSIONS).exists():
-        sessions = _columns(_read_parquet(folder / SESSIONS, SESSION_COLUMNS), SESSION_COLUMNS)
+        sessions = columns_of(read_parquet(folder / SESSIONS, SESSION_COLUMNS), SESSION_COLUMNS)
     token_ns = None
     if "token_ns" in requests.column_names:
         token_ns = [np.asarray(tokens, dtype=np.int64) for tokens in requests["token_ns"].to_pylist()]
-    columns = _columns(requests, REQUEST_COLUMNS)
+    columns = columns_of(requests, REQUEST_COLUMNS)
     return SavedRun(folder, texts[SCENARIO], summary, columns, steps, schedule, token_ns, sessions)

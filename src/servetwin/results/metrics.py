@@ -103,9 +103,11 @@ def _slo(run: Run, of_finished: dict[str, Floats], duration_s: float) -> dict[st
 
 def _peak_kv_usage(run: Run) -> float | None:
     """Largest share of an engine's KV blocks in use at any step."""
-    total = np.asarray(run.kv_blocks_total, dtype=np.float64)[run.steps["engine"]]
-    usage = run.steps["kv_blocks_used"][total > 0] / total[total > 0]
-    return float(usage.max()) if len(usage) else None
+    total, most = np.asarray(run.kv_blocks_total, dtype=np.float64), np.zeros(len(run.kv_blocks_total), np.int64)
+    engine = run.steps["engine"]
+    np.maximum.at(most, engine, run.steps["kv_blocks_used"])
+    ran = (np.bincount(engine, minlength=len(total)) > 0) & (total > 0)
+    return float((most[ran] / total[ran]).max()) if ran.any() else None
 
 
 def _provenance(run: Run) -> dict[str, float | None]:

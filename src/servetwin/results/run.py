@@ -17,7 +17,7 @@ REQUEST_COLUMNS = (
     "request", "session", "pool", "engine", "decode_engine", "status", "reason", "arrival_ns", "scheduled_ns",
     "first_token_ns", "finish_ns", "input_tokens", "output_tokens", "cached_tokens", "preemptions",
 )  # fmt: skip
-TEXT_COLUMNS = frozenset({"pool", "status", "reason"})
+TEXT_COLUMNS = frozenset({"pool", "status", "reason", "source", "target"})
 
 STEP_COLUMNS = (
     "engine", "step", "steps", "start_ns", "end_ns", "prefill_seqs", "prefill_tokens", "prefill_context",
@@ -46,8 +46,11 @@ class Run:
     `arrival_ns` is when the request was released to the system, `finish_ns` when it ended (also by failure or abort;
     -1 where that moment is not known).
 
-    `steps` has the columns STEP_COLUMNS, one row an engine step or a coalesced run of `steps` steps. `running` and
-    `waiting` count requests once the batch of the step is decided.
+    `steps` has the columns STEP_COLUMNS, one row an engine step or a coalesced run of `steps` steps, by engine and
+    step. `running` and `waiting` count requests once the batch of the step is decided.
+
+    Tables of a run that is written while it goes on may lie on disk: a column is then read each time that it is asked
+    for (`results.tables.StoredColumns`).
     """
 
     scenario_yaml: str
@@ -80,7 +83,7 @@ class Run:
     concurrency: int | None = None
     """clients of a closed loop, None when arrivals do not wait for earlier requests"""
     token_ns: Sequence[Ints] | None = None
-    """with `--record tokens`: time of every token, a request"""
+    """with `--record tokens`: time of every token, a request; None also where the table of requests lies on disk"""
     schedule: Mapping[str, Ints] | None = None
     """with `--record schedule`: columns SCHEDULE_COLUMNS, in the order scheduled"""
     links: Columns | None = None

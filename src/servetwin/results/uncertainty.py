@@ -64,17 +64,20 @@ def _exposure(run: Run) -> np.ndarray[Any, Any]:
     arrival, first, engine = (run.ints(name)[done] for name in ("arrival_ns", "first_token_ns", "engine"))
     start = arrival.copy()
     if run.concurrency is None:
-        for number in np.unique(engine):
-            mine = engine == number
-            start[mine] = np.minimum(arrival[mine], _queue_began(run, int(number), arrival[mine]))
+        begin, waiting = run.steps["start_ns"], run.steps["waiting"] > 0
+        numbers = np.unique(engine)
+        firsts, ends = (np.searchsorted(run.steps["engine"], numbers, side=side) for side in ("left", "right"))
+        for number, first_step, end in zip(numbers, firsts, ends, strict=True):
+            mine, steps = engine == number, slice(first_step, end)
+            start[mine] = np.minimum(arrival[mine], _queue_began(begin[steps], waiting[steps], arrival[mine]))
     return (first - start).astype(np.float64)
 
 
-def _queue_began(run: Run, engine: int, moments: Ints) -> Ints:
-    """For each moment: when the queue that stood then began to form; the moment itself when nobody waited."""
-    steps = run.steps
-    mine = steps["engine"] == engine
-    begin, waiting = steps["start_ns"][mine], steps["waiting"][mine] > 0
+def _queue_began(begin: Ints, waiting: np.ndarray[Any, Any], moments: Ints) -> Ints:
+    """For each moment: when the queue that stood then began to form; the moment itself when nobody waited.
+
+    Of one engine: the start of each step, and whether somebody waited.
+    """
     if not len(begin):
         return moments
     # Start of the latest run of steps with somebody waiting, at each step.
