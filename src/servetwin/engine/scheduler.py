@@ -25,6 +25,7 @@ from servetwin.engine.request import Request, Status
 from servetwin.engine.riders import Riders
 from servetwin.engine.transfer import KVConnector
 from servetwin.memory.counted import CountedKV
+from servetwin.memory.full import FullKV
 from servetwin.memory.kv import KVCache
 
 AcceptedDrafts = Callable[[Request, int], int]
@@ -37,7 +38,7 @@ class Scheduler:
     def __init__(
         self,
         options: SchedulerOptions,
-        kv: KVCache | CountedKV,
+        kv: KVCache | FullKV | CountedKV,
         connector: KVConnector | None = None,
         accepted: AcceptedDrafts | None = None,
         rides: bool = False,
@@ -49,7 +50,7 @@ class Scheduler:
         self.rides = rides and self._can_ride_at_all()
         self.plain: list[Request] = [] if self.rides else self.running
         """running requests that do not ride, in running order"""
-        self.riders = Riders(options.block_size, listed=isinstance(kv, KVCache))
+        self.riders = Riders(options.block_size, listed=not isinstance(kv, CountedKV))
         self.keeps_entries = False
         """whether batches say who rides in them"""
         self.output_ns: list[int] | None = None
