@@ -53,6 +53,7 @@ class Both:
 
     def admit(self, row: int, chain: Chain, **options: Any) -> tuple[bool, int]:
         """Whether there was room, and tokens found."""
+        refused = "whole_sequence" in options and self.whole.refuses(chain, options["known"], options["watermark"])
         hits = self.lookup(chain, options["known"] - 1)
         new = options.pop("new")
         done = [
@@ -60,6 +61,7 @@ class Both:
             for kv, hit in zip((self.whole, self.single), hits, strict=True)
         ]
         assert done[0] == done[1]
+        assert not (done[0] and refused and options["whole_sequence"])
         self.check()
         return done[0], hits[0].tokens
 
@@ -95,16 +97,22 @@ def _by_block(segments: list[tuple[int, int]], row: int) -> Chain:
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), usable=st.sampled_from([3, 12, 40, 150]), unkeyed_first=st.booleans())
 def test_whatever_is_asked(sweep: int, seed: int, usable: int, unkeyed_first: bool) -> None:
-    random, both = Random(seed), None
+    random = Random(seed)
     with patch("servetwin.memory.tables.SWEEP", sweep):
         both = Both(usable, unkeyed_first)
         chains: dict[int, Chain] = {}
         computed: dict[int, int] = {}
+        waiting: tuple[Chain, int] | None = None
+        """who was refused last"""
         for row in range(random.choice([5, 40, 120])):
             what = random.random()
             if what < 0.4 or not computed:
-                chain = random.choice(list(chains.values())) if chains and random.random() < 0.3 else _chain(random, row)
-                known = random.randrange(1, min(LONGEST, 6 * SIZE * usable // 4) + 1)
+                if waiting is not None and random.random() < 0.7:
+                    chain, known = waiting
+                else:
+                    old = chains and random.random() < 0.3
+                    chain = random.choice(list(chains.values())) if old else _chain(random, row)
+                    known = random.randrange(1, min(LONGEST, 6 * SIZE * usable // 4) + 1)
                 new = random.choice([known, random.randrange(1, known + 1)])
                 done, found = both.admit(
                     row,
@@ -118,6 +126,7 @@ def test_whatever_is_asked(sweep: int, seed: int, usable: int, unkeyed_first: bo
                     external=random.choice([0, 0, 0, 7]),
                     cache=random.random() < 0.8,
                 )
+                waiting = None if done else (chain, known)
                 chains[row] = chain
                 if done:
                     computed[row] = found + max(1, new - found)
@@ -128,6 +137,8 @@ def test_whatever_is_asked(sweep: int, seed: int, usable: int, unkeyed_first: bo
                 if both.ask(
                     "allocate", row, computed=computed[row], new=new, known=known, chain=chains[row],
                     lookahead=random.choice([0, 0, 3]), cache=random.random() < 0.9,
+                    whole_sequence=random.random() < 0.1,
+                    watermark=random.choice([0, 0, 0, 4]), reserved=random.choice([0, 0, 0, 4]),
                 ):  # fmt: skip
                     computed[row] += new
             elif what < 0.8:
@@ -165,13 +176,48 @@ def test_a_copy_cached_between_the_blocks_of_another_table_is_found_in_its_turn(
     both.lookup(chain, 40)
 
 
+def test_who_is_refused_again_is_looked_for_only_when_more_may_be_found() -> None:
+    kv = FullKV(TablePool(10), SIZE, LONGEST)
+    waits = SegmentChain([(1, 8), (2, 30)], -1, SIZE)
+    assert kv.allocate(1, computed=0, new=8, known=8, chain=SegmentChain([(1, 8)], -2, SIZE))
+    assert kv.allocate(2, computed=0, new=25, known=25, chain=OwnChain(2))
+    assert not kv.refuses(waits, 38, 0), "nobody has looked"
+    assert kv.lookup(waits, 37).tokens == 8
+    assert kv.refuses(waits, 38, 0), "of 10 blocks 2 are found, 8 are missing, 1 is free"
+    assert not kv.refuses(waits, 12, 0), "that is another question"
+    kv.free(1)
+    assert kv.refuses(waits, 38, 0), "what was found is free itself"
+    same = SegmentChain([(1, 8), (2, 14)], -3, SIZE)
+    assert kv.allocate(3, computed=0, new=4, known=12, chain=same, hit=kv.lookup(same, 11))
+    assert kv.lookup(waits, 1).tokens == 0
+    assert kv.lookup(waits, 37).tokens == 12, "one block more"
+    assert kv.refuses(waits, 38, 0) is False, "part of the segment is known: whoever extends it is not noticed"
+    kv.free(2)
+    assert kv.allocate(4, computed=0, new=38 - 12, known=38, chain=waits, hit=kv.lookup(waits, 37), whole_sequence=True)
+
+
+def test_a_refusal_ends_when_somebody_caches_what_was_missing() -> None:
+    kv = FullKV(TablePool(10), SIZE, LONGEST)
+    waits, same = SegmentChain([(1, 38)], -1, SIZE), SegmentChain([(1, 14)], -3, SIZE)
+    assert kv.allocate(2, computed=0, new=28, known=28, chain=OwnChain(2))
+    assert kv.lookup(waits, 37).tokens == 0
+    assert kv.refuses(waits, 38, 0), "10 blocks of 3"
+    assert kv.allocate(3, computed=0, new=8, known=8, chain=same)
+    kv.free(2)
+    assert not kv.refuses(waits, 38, 0), "8 of 8, as the first 2 are there"
+    hit = kv.lookup(waits, 37)
+    assert kv.allocate(1, computed=0, new=30, known=38, chain=waits, hit=hit, whole_sequence=True)
+
+
 def test_the_index_forgets_tables_that_have_lost_all_blocks() -> None:
     kv = FullKV(TablePool(64), SIZE, LONGEST)
     with patch("servetwin.memory.tables.SWEEP", 0):
         kv.pool._sweep_at = 0
         for row in range(500):
-            assert kv.allocate(row, computed=0, new=64, known=64, chain=OwnChain(row))
+            for one in (row, -1 - row):  # the same blocks twice
+                assert kv.allocate(one, computed=0, new=64, known=64, chain=OwnChain(row))
             kv.free(row)
+            kv.free(-1 - row)
             assert len(kv.pool._index) <= 10
     assert kv.lookup(OwnChain(499), 64).tokens == 64
     assert kv.pool.find(OwnChain(0)[0]) == NULL

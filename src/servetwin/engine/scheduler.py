@@ -350,6 +350,8 @@ class Scheduler:
         options, kv = self.options, self.kv
         continued = len(batch) > 0
         passed_over: dict[bool, list[Request]] = {False: [], True: []}
+        # Most of those who come to the head of the queue wait there for many steps.
+        asks_again = isinstance(kv, FullKV) and options.scheduler_reserve_full_isl and self.connector is None
 
         def pass_over() -> None:
             request = queue.pop()
@@ -373,6 +375,10 @@ class Scheduler:
                 self._deferred.discard(request)  # whatever it waited for has come
             hit, load, computed = kv.miss, 0, request.computed
             if computed == 0:
+                if asks_again and request.chain is not None:
+                    assert isinstance(kv, FullKV)
+                    if kv.refuses(request.chain, request.known, self._watermark if self.running else 0):
+                        break
                 if options.enable_prefix_caching and request.chain is not None:
                     hit = kv.lookup(request.chain, request.known - 1)
                 if self.connector is not None and options.kv_consumer:

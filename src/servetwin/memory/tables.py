@@ -41,11 +41,13 @@ class Runs(Protocol):
 class Table:
     """The blocks of one request, from its first token on; the first `cached` of them can be found."""
 
-    __slots__ = ("blocks", "cached", "serial")
+    __slots__ = ("blocks", "cached", "indexed", "serial")
 
     def __init__(self, blocks: array[int], serial: int) -> None:
         """`blocks`: adopted from other tables, which own what is cached in them."""
         self.blocks, self.cached, self.serial = blocks, len(blocks), serial
+        self.indexed = 0
+        """up to before this block it stands in the index already: the end of the segment of the last one cached"""
 
 
 Part = tuple[Table, int]
@@ -179,6 +181,14 @@ class TablePool:
         found = self.find_run(name, 0, 1)
         return found[0] if found else NULL
 
+    def knows(self, name: Hashable) -> bool:
+        """Whether any block of a segment may be found; False is certain."""
+        return name in self._index
+
+    def owners(self, blocks: array[int]) -> bytes:
+        """Which tables have cached them, in a form to be compared."""
+        return self._owner[_numbers(blocks)].tobytes() if blocks else b""
+
     def find_run(self, name: Hashable, first: int, last: int) -> array[int]:
         """The blocks that hold a run of `Runs`, up to the first that nobody holds."""
         parts = self._index.get(name)
@@ -210,13 +220,9 @@ class TablePool:
 
     def cache(self, table: Table, full: int, names: Runs) -> None:
         """Make the first `full` blocks of `table` findable."""
-        first, index = table.cached, self._index
-        for name, _, end in names.runs(first, full):
-            parts = index.get(name)
-            if parts is None:
-                index[name] = (table, end)
-            elif parts[0] is not table:
-                self._add(name, parts if isinstance(parts, list) else [parts], (table, end))
+        first = table.cached
+        if full > table.indexed:
+            self._enter(table, max(first, table.indexed), full, names)
         self._clock += 1
         if full - first == 1:
             block = table.blocks[first]
@@ -225,14 +231,24 @@ class TablePool:
             blocks = _numbers(table.blocks[first:full])
             self._owner[blocks], self._order[blocks] = table.serial, self._clock
         table.cached = full
-        if len(index) > self._sweep_at:
+        if len(self._index) > self._sweep_at:
             self._sweep()
 
-    def _add(self, name: Hashable, parts: list[Part], part: Part) -> None:
-        """One more table for a segment; those that have lost all their blocks no longer count."""
-        if part not in parts:
-            left = [one for one in parts if (self._owner[_numbers(one[0].blocks)] == one[0].serial).any()]
-            self._index[name] = [*left, part] if left else part
+    def _enter(self, table: Table, first: int, full: int, names: Runs) -> None:
+        """Make `table` known for the segments in which its blocks `first` up to before `full` end."""
+        index = self._index
+        for name, _, end in names.runs(first, full):
+            parts = index.get(name)
+            if parts is None:
+                index[name] = (table, end)
+            else:
+                # Tables that have lost all their blocks no longer count.
+                left = [part for part in (parts if isinstance(parts, list) else [parts]) if self._owns(part[0])]
+                index[name] = [*left, (table, end)] if left else (table, end)
+            table.indexed = end
+
+    def _owns(self, table: Table) -> bool:
+        return bool((self._owner[_numbers(table.blocks)] == table.serial).any())
 
     def _sweep(self) -> None:
         """Drop entries of tables that have lost all their blocks; as often as the index has doubled."""
