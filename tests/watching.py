@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +13,8 @@ from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.memory.blocks import NULL, BlockPool
 from servetwin.memory.counted import CountedKV
+from servetwin.memory.full import FullKV
+from servetwin.memory.tables import Table, TablePool
 
 
 def free_list(pool: BlockPool) -> list[int]:
@@ -38,6 +40,29 @@ def check_pool(pool: BlockPool, references: Counter[int]) -> None:
     assert NULL not in pool._shared, "B3"
     assert NULL not in by_block, "B3"
     assert pool._key[NULL] is None, "B3"
+
+
+def check_tables(pool: TablePool, held: Iterable[Table]) -> list[int]:
+    """B1, B3 and B4, and that each block is counted as often as it stands in a table; the free blocks in the order in
+    which they would be taken."""
+    held = list(held)
+    references = Counter(block for table in held for block in table.blocks)
+    queued = pool._queue[pool._head : pool._tail].tolist()
+    free = [block for block in queued if block != NULL]
+    assert pool._holes == len(queued) - len(free)
+    assert pool.free == len(free) == len(set(free)), "B1: a block stands in the free list twice"
+    assert all(pool._queue[pool._at[block]] == block for block in free)
+    for block in range(pool.usable + 1):
+        assert pool._references[block] == references[block], f"block {block} is not counted as often as it is owned"
+    assert set(free) == {block for block in range(1, pool.usable + 1) if not references[block]}, "B1"
+    assert NULL not in references, "B3"
+    assert pool._owner[NULL] == 0, "B3"
+    parts = [part for known in pool._index.values() for part in (known if isinstance(known, list) else [known])]
+    by_serial = {table.serial: table for table, _ in parts}
+    for block in range(1, pool.usable + 1):
+        owner = int(pool._owner[block])
+        assert not owner or block in by_serial[owner].blocks[: by_serial[owner].cached], f"B4: block {block}"
+    return free
 
 
 def ridden(request: Request, batch: int) -> int:
@@ -125,6 +150,9 @@ class WatchedScheduler(Scheduler):
                     context = request.computed + ridden(request, self.scheduled_batches)
                     blocks += -(-context // self.options.block_size)
             assert self.kv.pool.used == blocks
+            return
+        if isinstance(self.kv, FullKV):
+            check_tables(self.kv.pool, self.kv.holdings.values())
             return
         owned = Counter[int]()
         for holding in self.kv.holdings.values():

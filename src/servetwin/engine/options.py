@@ -7,7 +7,9 @@ from typing import Literal
 
 from servetwin.memory.blocks import BlockPool
 from servetwin.memory.counted import CountedKV
+from servetwin.memory.full import FullKV
 from servetwin.memory.kv import KVCache, groups_for
+from servetwin.memory.tables import TablePool
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,16 @@ class SchedulerOptions:
         """Batches in flight: two when scheduling runs ahead of the device, one a stage in a pipeline."""
         return max(2 if self.async_scheduling else 1, self.pipeline)
 
-    def new_kv_cache(self, shared: bool = True) -> KVCache | CountedKV:
+    def new_kv_cache(self, shared: bool = True) -> KVCache | FullKV | CountedKV:
         """An empty KV cache of the size and with the groups that these options name.
 
         `shared` False: no two requests have a prefix in common (or none would be found), and nobody asks for blocks.
         """
         transfers = self.kv_consumer or self.kv_producer
-        if self.windows == (None,) and not transfers and not (shared and self.enable_prefix_caching):
+        if self.windows == (None,) and not transfers:
+            if shared and self.enable_prefix_caching:
+                pool = TablePool(self.usable_blocks, self.unkeyed_blocks_first)
+                return FullKV(pool, self.block_size, self.max_model_len)
             return CountedKV(
                 self.usable_blocks,
                 self.block_size,
@@ -70,7 +75,11 @@ class SchedulerOptions:
         groups = groups_for(
             self.windows, self.block_size, self.max_batches, self.max_num_batched_tokens, self.max_model_len
         )
-        pool = BlockPool(self.usable_blocks, self.unkeyed_blocks_first)
         return KVCache(
-            pool, self.block_size, self.max_model_len, self.enable_prefix_caching, groups, self.sliding_replay_tails
+            BlockPool(self.usable_blocks, self.unkeyed_blocks_first),
+            self.block_size,
+            self.max_model_len,
+            self.enable_prefix_caching,
+            groups,
+            self.sliding_replay_tails,
         )

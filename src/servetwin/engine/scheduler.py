@@ -25,6 +25,7 @@ from servetwin.engine.request import Request, Status
 from servetwin.engine.riders import Riders
 from servetwin.engine.transfer import KVConnector
 from servetwin.memory.counted import CountedKV
+from servetwin.memory.full import FullKV
 from servetwin.memory.kv import KVCache
 
 AcceptedDrafts = Callable[[Request, int], int]
@@ -37,7 +38,7 @@ class Scheduler:
     def __init__(
         self,
         options: SchedulerOptions,
-        kv: KVCache | CountedKV,
+        kv: KVCache | FullKV | CountedKV,
         connector: KVConnector | None = None,
         accepted: AcceptedDrafts | None = None,
         rides: bool = False,
@@ -49,7 +50,7 @@ class Scheduler:
         self.rides = rides and self._can_ride_at_all()
         self.plain: list[Request] = [] if self.rides else self.running
         """running requests that do not ride, in running order"""
-        self.riders = Riders(options.block_size, listed=isinstance(kv, KVCache))
+        self.riders = Riders(options.block_size, listed=not isinstance(kv, CountedKV))
         self.keeps_entries = False
         """whether batches say who rides in them"""
         self.output_ns: list[int] | None = None
@@ -349,6 +350,8 @@ class Scheduler:
         options, kv = self.options, self.kv
         continued = len(batch) > 0
         passed_over: dict[bool, list[Request]] = {False: [], True: []}
+        # Most of those who come to the head of the queue wait there for many steps.
+        asks_again = isinstance(kv, FullKV) and options.scheduler_reserve_full_isl and self.connector is None
 
         def pass_over() -> None:
             request = queue.pop()
@@ -372,6 +375,10 @@ class Scheduler:
                 self._deferred.discard(request)  # whatever it waited for has come
             hit, load, computed = kv.miss, 0, request.computed
             if computed == 0:
+                if asks_again and request.chain is not None:
+                    assert isinstance(kv, FullKV)
+                    if kv.refuses(request.chain, request.known, self._watermark if self.running else 0):
+                        break
                 if options.enable_prefix_caching and request.chain is not None:
                     hit = kv.lookup(request.chain, request.known - 1)
                 if self.connector is not None and options.kv_consumer:

@@ -22,6 +22,9 @@ class Chain(Protocol):
     def names(self, first: int, last: int, /) -> Iterable[Hashable]:
         """Elements `first` up to before `last`."""
 
+    def runs(self, first: int, last: int, /) -> Iterable[tuple[Hashable, int, int]]:
+        """The same by segments (see `tables.Runs`)."""
+
 
 @dataclass(slots=True)
 class Holding:
@@ -38,7 +41,7 @@ class Hit:
     """Cached blocks that a request may adopt: one list a group (sliding groups start with null blocks)."""
 
     tokens: int
-    blocks: tuple[list[int], ...]
+    blocks: tuple[Sequence[int], ...]
     junction: int = 0
     """end of a shared prefix that full attention has and a sliding group has not kept; 0: there is none"""
 
@@ -257,7 +260,7 @@ class KVCache:
         tables = []
         for i, group in enumerate(self.groups):
             skipped = group.skipped(total) // self.block_size
-            kept = hit.blocks[i][skipped:]
+            kept = list(hit.blocks[i][skipped:])
             self.pool.touch(kept)
             tables.append([NULL] * skipped + kept)
         resumes = (prompt - 1, hit.junction) if hit.junction else (prompt - 1,)

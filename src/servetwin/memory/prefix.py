@@ -32,6 +32,10 @@ class PrefixChain:
         """Elements `first` up to before `last`, each made when it is asked for."""
         return map(self.__getitem__, range(first, last))
 
+    def runs(self, first: int, last: int) -> Iterable[tuple[int, int, int]]:
+        """Each block is a segment of its own."""
+        return ((self[block], block, block + 1) for block in range(first, last))
+
 
 class SegmentChain:
     """The same for prompts in segments (see `RequestTable`), which need not be looked at block by block.
@@ -82,6 +86,19 @@ class SegmentChain:
                 end += (upto - end) // size * size + size
             segment += 1
 
+    def runs(self, first: int, last: int) -> Iterable[tuple[int, int, int]]:
+        """Elements `first` up to before `last` by segments: (name of the first block that ends in the segment, first
+        element, first element beyond the segment)."""
+        size, ends, starts, hashes = self._block_size, self._ends, self._starts, self._hashes
+        segment = bisect_left(ends, (first + 1) * size)
+        while first < last:
+            end = ends[segment] // size
+            if first < end:
+                whole = hashes[segment] if segment < len(hashes) else self._hash(segment)
+                yield whole + size - starts[segment] % size, first, end
+                first = end
+            segment += 1
+
     def _hash(self, segment: int) -> int:
         hashes = self._hashes
         for i in range(len(hashes), segment + 1):
@@ -108,3 +125,7 @@ class OwnChain:
 
     def names(self, first: int, last: int) -> Iterable[int]:
         return range(self._base + first, self._base + last)
+
+    def runs(self, first: int, last: int) -> Iterable[tuple[int, int, int]]:
+        """The request is one segment."""
+        return ((self._base, first, 1 << 32),) if first < last else ()

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request
 from servetwin.memory.blocks import NULL
+from servetwin.memory.counted import CountedKV
+from servetwin.memory.full import FullKV
 from servetwin.memory.kv import Chain, KVCache
 
 Ints = NDArray[np.int64]
@@ -49,12 +51,12 @@ class Candidates:
         self._epochs = [0] * len(self.engines)
         """multiple of the interval for which each entry holds, when a change has brought it up to date"""
         self._now, self._woken = 0, -1
-        self._caches: dict[int, list[tuple[int, Engine, Callable[[Hashable], int], KVCache]]] = {}
+        self._caches: dict[int, list[tuple[int, Engine, Callable[[Hashable], int], KVCache | FullKV]]] = {}
         """by block size: (position, engine, look-up of a block, cache) of the engines that cache prefixes. Where blocks
         are only counted nobody shares any."""
         for position, engine in enumerate(self.engines):
             kv = engine.scheduler.kv
-            if kv.caching and isinstance(kv, KVCache):
+            if kv.caching and not isinstance(kv, CountedKV):
                 self._caches.setdefault(kv.block_size, []).append((position, engine, kv.pool.find, kv))
 
     def __len__(self) -> int:
