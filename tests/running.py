@@ -33,15 +33,16 @@ WORKLOAD = {"arrivals": {"process": "all_at_once"}, "requests": 1, "input_tokens
 def scenario_of(
     engine: dict[str, Any] | None = None,
     *,
+    model: str = "meta-llama/Llama-3.1-8B",
     workload: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
     replicas: int = 1,
     routing: str | dict[str, Any] = "least_loaded",
     seed: int = 0,
 ) -> Scenario:
-    """A resolved scenario of Llama-3.1-8B on H100s."""
+    """A resolved scenario of `model` on H100s."""
     data = {
-        "model": "meta-llama/Llama-3.1-8B",
+        "model": model,
         "workload": workload or WORKLOAD,
         "pools": [{"device": "h100_sxm", "replicas": replicas, "engine": engine or {}}],
         "routing": {"policy": routing} if isinstance(routing, str) else routing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.engine import Engine
+from servetwin.memory.blocks import BlockPool
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.profile import ProfileTimer
 from servetwin.workload.table import RequestTable
@@ -42,6 +44,56 @@ def test_linear_law(
 ) -> None:
     timing = LINEAR | {"per_context_token_ns": 1 if context_counts else 0}
     assert_equal(scenario_of(engine, replicas=replicas, routing=routing, timing=timing), table)
+
+
+WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+
+
+@settings(max_examples=120, deadline=None)
+@given(tables(), engines, st.sampled_from([WINDOW_OF_128, WINDOW_OF_128, RECURRENT_STATE]), st.integers(1, 2))
+def test_several_groups_of_layers(table: RequestTable, engine: dict[str, Any], model: str, replicas: int) -> None:
+    engine |= {"num_gpu_blocks_override": 2 * engine["num_gpu_blocks_override"] - 1}
+    scenario = scenario_of(engine, model=model, replicas=replicas, routing="least_kv_usage")
+    assert_equal(scenario, table)
+    assert findable_at_end(run(scenario, table)) == findable_at_end(run(scenario, table, coalesce=False))
+
+
+@pytest.mark.parametrize("seed", [21, 70, 71, 87, 101])
+def test_blocks_come_and_go_in_running_order(seed: int) -> None:
+    """Seeds of a search, with most of which it shows when riders do not keep to the order: requests whose prompts are
+    computed in small chunks while others decode, in a cache that is always full."""
+    random = Random(seed)
+    rows = [
+        Row(random.randrange(2000) * MS, prompt=random.randrange(1, 300), output=random.randint(5, 300))
+        for _ in range(40)
+    ]
+    options = {
+        "async_scheduling": random.random() < 0.3,
+        "num_gpu_blocks_override": random.choice([120, 200, 300, 500]),
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": random.choice([32, 64, 128]),
+        "max_model_len": 640,
+        "block_size": 16,
+        "long_prefill_token_threshold": random.choice([0, 8, 24]),
+        "version": random.choice(["vllm-0.33", "vllm-0.19"]),
+    }
+    scenario, table = scenario_of(options, model=WINDOW_OF_128), table_of(rows)
+    coalesced, single = run(scenario, table), run(scenario, table, coalesce=False)
+    assert coalesced.everything() == single.everything()
+    assert findable_at_end(coalesced) == findable_at_end(single)
+
+
+def findable_at_end(ran: Ran) -> list[list[Any]]:
+    """What the free blocks of each engine cache, in the order in which they would be taken."""
+    pools = [engine.scheduler.kv.pool for engine in ran.engines]
+    assert all(isinstance(pool, BlockPool) for pool in pools)
+    return [[pool._key[block] for block in pool._queue[pool._head :] if block] for pool in pools]
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), engines, st.integers(2, 5))
+def test_prefills_at_intervals(table: RequestTable, engine: dict[str, Any], interval: int) -> None:
+    assert_equal(scenario_of(engine | {"prefill_schedule_interval": interval}), table)
 
 
 @settings(max_examples=40, deadline=None)
@@ -80,10 +132,12 @@ def test_measured_profile(profile: Path, table: RequestTable, engine: dict[str, 
     assert_equal(scenario_of(engine), table, measured)
 
 
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", WINDOW_OF_128])
+@pytest.mark.parametrize("options", [{}, {"prefill_schedule_interval": 4}])
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_long_runs_are_really_coalesced(asynchronous: bool) -> None:
-    rows = [Row(i * 50 * MS, prompt=100, output=400) for i in range(8)]
-    compact = assert_equal(scenario_of({"async_scheduling": asynchronous}), table_of(rows))
+def test_long_runs_are_really_coalesced(asynchronous: bool, options: dict[str, Any], model: str) -> None:
+    rows = [Row(i * 50 * MS, prompt=100, output=800) for i in range(8)]
+    compact = assert_equal(scenario_of({"async_scheduling": asynchronous} | options, model=model), table_of(rows))
     steps = compact.steps()
     assert sum(row["steps"] for row in steps) > 10 * len(steps)
 

@@ -154,7 +154,7 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     `flying`: the batch on the device (asynchronous scheduling), if any.
     """
     riders, running = scheduler.riders, scheduler.running
-    if not riders.count or scheduler.plain:
+    if not riders.count or scheduler.plain or scheduler.holds_prefills is not None:
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None
@@ -256,7 +256,7 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
     """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
     riders, free = scheduler.riders, scheduler.kv.pool.free
-    if riders.count * (steps // riders.size + 1) <= free:
+    if riders.groups * riders.count * (steps // riders.size + 1) <= free:
         return steps
     for i in range(steps):
         free -= riders.blocks(first + i)

@@ -7,7 +7,8 @@ here, so that a step costs what changes in it, whatever the size of the batch:
 
 - how many there are; the sum and the extremes of their contexts. A rider's context before batch s is `base + s - 1`
   with a `base` (computed tokens when it joined, less the number of that batch) that never changes;
-- who needs a KV block when: riders by `base` modulo the block size, as contexts grow together;
+- who has to do with the KV cache when (takes a block of each group, gives back one that slid out of its window, makes
+  a full one findable): riders by `base` modulo the block size, as contexts grow together;
 - who must leave when: riders by the batch that brings their last token.
 
 The scheduler decides who joins and leaves; a request that leaves gets the fields that single steps would have given it.
@@ -17,15 +18,23 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 from servetwin.engine.request import Request
 
 
 class Riders:
-    """`size`: tokens in a KV block. `listed` False: blocks are only counted, so no list of who needs one is kept."""
+    """`size`: tokens in a KV block. `groups`: KV groups in which a request takes a block every `size` tokens.
 
-    def __init__(self, size: int, listed: bool) -> None:
-        self.size, self.listed = size, listed
+    `calls`: what must a rider's context be, modulo `size`, in a batch in which it has to do with the KV cache; empty:
+    blocks are only counted, so no list of who needs one is kept.
+    """
+
+    def __init__(self, size: int, groups: int = 1, calls: Iterable[int] = ()) -> None:
+        self.size, self.groups = size, groups
+        # A rider's context before batch s is base + s - 1.
+        self._offsets = list(dict.fromkeys((context + 1) % size for context in calls))
+        self.listed = bool(self._offsets)
         self.count = 0
         self.handing = 0
         """riders that get a token from the next batch to be processed: all but those that joined in a later one"""
@@ -35,7 +44,7 @@ class Riders:
         """in rising order"""
         self.due = [0] * size
         """riders by base modulo block size"""
-        self.due_for: list[list[Request]] = [[] for _ in range(size)] if listed else []
+        self.due_for: list[list[Request]] = [[] for _ in range(size)] if self.listed else []
         """the same, one by one"""
         self.leaving: dict[int, list[Request]] = {}
         """riders by the batch of their last token"""
@@ -88,5 +97,13 @@ class Riders:
         return self.total + self.count * before, self.bases[-1] + before, self.bases[0] + before
 
     def blocks(self, batch: int) -> int:
-        """How many need a new block in batch number `batch`: those whose context before it fills whole blocks."""
-        return self.due[(1 - batch) % self.size]
+        """How many blocks they need in batch number `batch`: those whose context before it fills whole blocks do."""
+        return self.groups * self.due[(1 - batch) % self.size]
+
+    def calling(self, batch: int) -> list[Request]:
+        """Who has to do with the KV cache in batch number `batch`."""
+        due_for, size = self.due_for, self.size
+        found: list[Request] = []
+        for offset in self._offsets:
+            found += due_for[(offset - batch) % size]
+        return found

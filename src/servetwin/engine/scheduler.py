@@ -47,10 +47,13 @@ class Scheduler:
         self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
         new_queue = ByPriority if options.priority else Fcfs
         self.running: list[Request] = []
-        self.rides = rides and self._can_ride_at_all()
+        self.rides = rides and not options.speculative_tokens and options.pipeline == 1
         self.plain: list[Request] = [] if self.rides else self.running
         """running requests that do not ride, in running order"""
-        self.riders = Riders(options.block_size, listed=not isinstance(kv, CountedKV))
+        self._windows = tuple(window for window in options.windows if isinstance(window, int))
+        self._ahead = options.max_batches - 1
+        """batches in flight whenever one is scheduled behind another"""
+        self.riders = self._new_riders()
         self.keeps_entries = False
         """whether batches say who rides in them"""
         self.output_ns: list[int] | None = None
@@ -303,6 +306,8 @@ class Scheduler:
         """Account for so many batches that nobody but the riders takes part in."""
         self._executed_steps += batches
         self.scheduled_batches += batches
+        due = self._executed_steps - self._last_prefill_step >= self.options.prefill_schedule_interval
+        self._capacity_bound = self.waiting_count > len(self._deferred) and (self._capacity_bound or due)
 
     def count_processed(self, outputs_ns: Sequence[int]) -> None:
         """Account for such batches that have ended, with outputs handed out at `outputs_ns`."""
@@ -333,7 +338,7 @@ class Scheduler:
         if isinstance(self.kv, CountedKV) and self.kv.caching:
             # It may find its own blocks again. Nobody rides in a step that preempts.
             self.kv = self.kv.told_apart()
-            self.riders = Riders(self.options.block_size, listed=True)
+            self.riders = self._new_riders()
         self._free(request)
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
@@ -498,15 +503,18 @@ class Scheduler:
 
     # Riding --------------------------------------------------------------------------------------------------------
 
-    def _can_ride_at_all(self) -> bool:
-        """Not with several tokens a step, steps that leave somebody out, or more to do for the KV cache than blocks."""
-        options = self.options
-        return (
-            not options.speculative_tokens
-            and options.prefill_schedule_interval == 1
-            and options.pipeline == 1
-            and self.kv.uniform
-        )
+    def _new_riders(self) -> Riders:
+        """Nobody rides yet. Where KV blocks have names, riders are listed by the contexts with which they must call on
+        the cache."""
+        options, size, ahead = self.options, self.options.block_size, self._ahead
+        groups, calls = sum(window != "state" for window in options.windows), []
+        if not isinstance(self.kv, CountedKV):
+            calls.append(0)  # a block to take
+            if self.kv.caching and not options.async_scheduling:
+                calls.append(size - 1)  # one to make findable (scheduling ahead, its last token is not known yet)
+            # One that slides out of a window, once the tokens in flight are left out.
+            calls += [window - 1 + ahead for window in self._windows]
+        return Riders(size, groups, calls)
 
     def _join(self, request: Request, batch: Batch) -> None:
         """From the batch after this one on `request` rides, if it goes on for long enough."""
@@ -515,6 +523,8 @@ class Scheduler:
             left = request.stop_after
         left -= request.outputs + (request.placeholders or 1)
         if left < 2 or request.stale:
+            return
+        if self._windows and request.in_flight != 1 + self._ahead:  # its windows slide by more than a token
             return
         request.joined, request.rides_to = batch.number, batch.number + left
         batch.joined += 1
@@ -576,6 +586,13 @@ class Scheduler:
         if last in riders.leaving:
             for request in list(riders.leaving[last]):
                 self._leave(request)
+        if self._windows and number - 1 - self._processed_batches != self._ahead:
+            self.dissolve()
+            return budget
+        if self._windows and self.plain and self.plain[0] is not self.running[-len(self.plain)]:
+            # Which blocks are given back before others are taken can matter to what stays findable.
+            for request in riders.calling(number):
+                self._leave(request)
         count, needed = riders.count, riders.blocks(number)
         if self.plain:
             wanted = sum(request.known + request.placeholders - request.computed for request in self.plain)
@@ -583,7 +600,7 @@ class Scheduler:
                 self.dissolve()
                 return budget
             if wanted > 0:
-                needed += min(wanted, budget) // self.options.block_size + len(self.plain)
+                needed += riders.groups * (min(wanted, budget) // self.options.block_size + len(self.plain))
         if count > budget or needed > self.kv.pool.free:
             self.dissolve()
             return budget
@@ -596,20 +613,20 @@ class Scheduler:
         return budget - count
 
     def take_blocks(self, number: int) -> None:
-        """Give the riders the blocks that they need in batch `number`, and make findable those that they fill."""
-        riders, size = self.riders, self.options.block_size
-        if isinstance(self.kv, CountedKV):
-            self.kv.pool.free -= riders.blocks(number)
+        """Give the riders the blocks that they need in batch `number`, take back those that they no longer need, and
+        make findable those that they fill."""
+        riders, kv = self.riders, self.kv
+        if isinstance(kv, CountedKV):
+            kv.pool.free -= riders.blocks(number)
             return
-        for request in riders.due_for[(1 - number) % size]:
-            computed = request.computed + number - 1 - request.joined
+        calling, before, ahead = riders.calling(number), number - 1, self._ahead
+        if self._windows:
+            calling.sort(key=_running_order)
+        for request in calling:
+            computed = request.computed + before - request.joined
             # Scheduling ahead, the last token is not known yet.
-            known = computed if self.options.async_scheduling else computed + 1
-            self.kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain)
-        if self.kv.caching and not self.options.async_scheduling:
-            for request in riders.due_for[-number % size]:
-                computed = request.computed + number - 1 - request.joined
-                self.kv.allocate(request.row, computed=computed, new=1, known=computed + 1, chain=request.chain)
+            known = computed + 1 - ahead
+            kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain, in_flight=ahead)
 
     # The end of a step ---------------------------------------------------------------------------------------------
 
@@ -749,3 +766,7 @@ class Scheduler:
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
             self._deferred_frees.append((self.scheduled_batches, blocks))
+
+
+def _running_order(request: Request) -> int:
+    return request.order
