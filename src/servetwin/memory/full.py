@@ -63,7 +63,7 @@ class FullKV:
         return hit
 
     def refuses(self, chain: Chain, known: int, watermark: int) -> bool:
-        """Whether `allocate`, asked for a whole prompt of `known` tokens, would surely say no; False: look it up.
+        """Whether `allocate`, asked for the whole of a prompt of `known` tokens, is sure to say no; False: look it up.
 
         It would where `lookup` can find no more than the last time, and the blocks beyond that are more than are free.
         """
