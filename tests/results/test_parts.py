@@ -38,8 +38,10 @@ def test_merging_is_a_stable_sort(parts: list[list[int]], rows: int) -> None:
         merged = list(stored.merged(rows))
     whole = pa.concat_tables(tables).combine_chunks()
     assert [len(table) for table in merged[:-1]] == [rows] * (len(merged) - 1)
-    assert pa.concat_tables(merged).combine_chunks().equals(
-        whole.take(np.argsort(whole["engine"].to_numpy(), kind="stable"))
+    assert (
+        pa.concat_tables(merged)
+        .combine_chunks()
+        .equals(whole.take(np.argsort(whole["engine"].to_numpy(), kind="stable")))
     )
 
 
