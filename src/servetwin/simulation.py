@@ -16,7 +16,7 @@ from servetwin import __version__
 from servetwin.cluster.build import Built, build
 from servetwin.cluster.ended import EndedRequests
 from servetwin.cluster.traffic import link_bytes
-from servetwin.engine.gaps import merged
+from servetwin.engine.gaps import Gaps
 from servetwin.engine.log import COLUMNS, ENTRIES, StepLog, by_column
 from servetwin.results.run import Columns, Ints, Run
 from servetwin.results.sessions import session_columns
@@ -76,7 +76,9 @@ def simulate(
         coalesce=coalesce,
         progress=progress,
     )
-    ended = EndedRequests(built.pools, keep)
+    ended, gaps = EndedRequests(built.pools, keep), Gaps()
+    for engine in built.cluster.engines:
+        engine.scheduler.gaps = gaps  # many gaps occur in several engines; of each only one note is kept
     built.cluster.on_ended = ended.add
     partial = False
     # Requests and batches are freed by reference counts; looking for cycles among millions of them only takes time.
@@ -91,7 +93,7 @@ def simulate(
             gc.enable()
     if progress is not None:
         progress(len(ended), len(table), built.cluster.now)
-    run = _run(scenario, table, built, ended, partial, "links" in record, folder)
+    run = _run(scenario, table, built, ended, gaps, partial, "links" in record, folder)
     object.__setattr__(run, "wall_s", time.perf_counter() - wall)
     object.__setattr__(run, "cpu_s", time.process_time() - cpu)
     return run
@@ -102,6 +104,7 @@ def _run(
     table: RequestTable,
     built: Built,
     ended: EndedRequests,
+    gaps: Gaps,
     partial: bool,
     links: bool,
     folder: ResultFolder | None,
@@ -132,7 +135,7 @@ def _run(
         sessions=_session_columns(table, requests),
         links=_link_columns(built, steps) if links else None,
         steps=steps,
-        itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
+        itl=gaps.counts(),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
         engine_pools=built.pools,
         prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from servetwin.errors import InputError
-from servetwin.results.files import RESULT_FILES, read_run, write_run
+from servetwin.results.files import RESULT_FILES, ResultFolder, read_run, write_run
 from servetwin.results.run import REQUEST_COLUMNS, SESSION_COLUMNS, STEP_COLUMNS, Run
 
 MakeRun = Callable[..., Run]
@@ -74,6 +75,25 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(run: Run, tmp_path: Pa
     with pytest.raises(InputError) as caught:
         write_run(run, out)
     assert str(caught.value) == f"{out}: the output folder is not empty; allowed: another folder, or --overwrite"
+
+
+def test_what_came_into_the_folder_meanwhile_is_kept(run: Run, tmp_path: Path) -> None:
+    with ResultFolder(tmp_path / "out") as folder:
+        folder.keep("steps", 0, run.steps)
+        write_run(run, tmp_path / "other")
+        (tmp_path / "other").rename(tmp_path / "out")
+        with pytest.raises(InputError, match="the output folder is not empty"):
+            folder.write(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert read_run(tmp_path / "out").summary["completed"] == 2
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_kept(run: Run, tmp_path: Path) -> None:
+    left = tmp_path / f".out.partial-{os.getpid()}" / "steps"
+    left.mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot write the results: File exists"):
+        write_run(run, tmp_path / "out")
+    assert left.is_dir()
 
 
 def test_overwrite_replaces_results_and_leaves_the_rest(run: Run, tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 PENDING = 1 << 18
-"""Entries that are noted before equal gaps are put together."""
+"""Entries that are noted before equal gaps are put together, at least."""
 
 
 class Gaps:
-    """Gaps are noted as they come, and put together now and then: an entry for each different gap is all that stays."""
+    """Gaps are noted as they come, and put together now and then: an entry for each different gap is all that stays.
+
+    They are put together when there are half as many again as different ones, so that all of it takes time in
+    proportion to the gaps noted (and a logarithm).
+    """
 
     def __init__(self) -> None:
         self._ns, self._times = array("q"), array("q")
@@ -27,14 +31,14 @@ class Gaps:
         """A gap of `ns` occurred so many times."""
         self._ns.append(ns)
         self._times.append(times)
-        if len(self._ns) >= PENDING:
+        if len(self._ns) >= PENDING and len(self._ns) >= len(self._known[0]) // 2:
             self._put_together()
 
     def add_all(self, before: int, outputs_ns: Sequence[int], times: int) -> None:
         """So many requests had a token at `before` and at each of `outputs_ns`."""
         self._ns.extend(map(sub, outputs_ns, (before, *outputs_ns)))
         self._times.extend(repeat(times, len(outputs_ns)))
-        if len(self._ns) >= PENDING:
+        if len(self._ns) >= PENDING and len(self._ns) >= len(self._known[0]) // 2:
             self._put_together()
 
     def counts(self) -> tuple[Ints, Ints]:

@@ -86,8 +86,9 @@ class ResultFolder:
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
         check_output(folder, overwrite)
-        self.folder = folder.absolute()
+        self.folder, self._overwrite = folder.absolute(), overwrite
         self._aside = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
+        self._begun = False
         self._parts: dict[str, Parts] = {}
         self._stored: dict[str, StoredColumns] = {}
 
@@ -95,7 +96,8 @@ class ResultFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._begun:
+            shutil.rmtree(self._aside, ignore_errors=True)
 
     def keep(self, table: str, number: int, columns: Columns) -> None:
         """Take piece `number` of a table: `requests` (with `token_ns` where it is recorded), `steps` or `schedule`.
@@ -128,6 +130,7 @@ class ResultFolder:
         goes first and comes last: a folder that has it is whole. Only `summary.json` holds what differs between two
         runs of the same scenario (wall and CPU seconds).
         """
+        check_output(self.folder, self._overwrite)  # somebody else may have written there during the run
         with self._writing():
             self._write_tables(run)
             (self._aside / SCENARIO).write_text(_scenario_text(run), encoding="utf-8", newline="\n")
@@ -161,7 +164,9 @@ class ResultFolder:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            self._aside.mkdir(parents=True, exist_ok=True)
+            if not self._begun:
+                self._aside.mkdir(parents=True)
+                self._begun = True
             yield
         except OSError as error:
             message = f"cannot write the results: {error.strerror or error}"

@@ -27,13 +27,15 @@ def weighted_percentiles(values: Ints, counts: Ints, percents: tuple[int, ...] =
     Equal, bit for bit, to `numpy.percentile(numpy.repeat(values, counts), percents)` for values below 2**53, without
     ever building that population. It must not be empty.
     """
-    order = np.argsort(values, kind="stable")
-    ordered, upto = values[order].astype(np.float64), np.cumsum(counts[order])
+    if not (values[1:] >= values[:-1]).all():
+        order = np.argsort(values, kind="stable")
+        values, counts = values[order], counts[order]
+    upto = np.cumsum(counts)
     rank = (int(upto[-1]) - 1) * (np.asarray(percents) / 100)
     lower = np.floor(rank)
     part = rank - lower
-    below = ordered[np.searchsorted(upto, lower, side="right")]
-    above = ordered[np.searchsorted(upto, np.ceil(rank), side="right")]
+    below = values[np.searchsorted(upto, lower, side="right")].astype(np.float64)
+    above = values[np.searchsorted(upto, np.ceil(rank), side="right")].astype(np.float64)
     step = above - below  # the two forms below are how numpy keeps an interpolation monotonic
     result: Floats = np.where(part >= 0.5, above - step * (1 - part), below + step * part)
     return [float(value) for value in result]
@@ -44,7 +46,7 @@ def distribution(name: str, values: NDArray[Any], counts: Ints | None = None) ->
 
     `std` is that of the population. All None when the population is empty.
     """
-    if counts is not None:
+    if counts is not None and not counts.all():
         values, counts = values[counts > 0], counts[counts > 0]
     if not len(values):
         return {f"{statistic}_{name}_ms": None for statistic in STATISTICS}
