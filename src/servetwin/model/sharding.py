@@ -131,7 +131,7 @@ def _check_context(arch: Architecture, sharding: Sharding) -> None:
         copies = sharding.tensor // mixer.kv_heads if isinstance(mixer, Attention) else sharding.tensor
         if copies < 1 or copies % context:
             raise InputError(
-                f"the KV heads have {max(1, copies)} copies in a tensor group, over which alone KV can be dealt out",
+                f"KV is dealt out over ranks that hold copies of the same heads, of which there are {max(1, copies)} here",
                 field=field,
                 found=context,
                 allowed=f"a divisor of {max(1, copies)}",
