@@ -175,5 +175,8 @@ def test_why_requests_failed_is_noted() -> None:
     run = simulate(scenario_of(SMALL, workload=workload))
     failed = list(run.requests["status"]).count("failed")
     assert failed > 0
-    assert run.notes == [f"{failed} requests failed: no pool serves model Qwen/Qwen3-8B"]
+    assert run.notes == [f"{failed} failed, the first of them: no pool serves model Qwen/Qwen3-8B"]
     assert simulate(scenario_of(SMALL, workload=CHAT)).notes == []
+    long = {**CHAT, "input_tokens": {"distribution": "uniform", "min": 700, "max": 900}}
+    (note,) = simulate(scenario_of(SMALL, workload=long)).notes
+    assert note.startswith("80 failed, the first of them: its prompt of ")

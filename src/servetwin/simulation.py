@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,20 +126,8 @@ def _run(
         schedule=_schedule(log),
         slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
         versions=hashes,
-        notes=[*table.notes, *_failures(request_columns)],
+        notes=[*table.notes, *ended.failures()],
     )
-
-
-def _failures(requests: Columns) -> list[str]:
-    """Why requests failed, the most frequent reasons first."""
-    ends = zip(requests["status"], requests["reason"], strict=True)
-    found = Counter(str(reason) for status, reason in ends if status == "failed")
-    shown = found.most_common(3)
-    notes = [f"{count} requests failed: {reason}" for reason, count in shown]
-    if len(found) > len(shown):
-        rest = found.total() - sum(count for _, count in shown)
-        notes.append(f"{rest} requests failed for other reasons (requests.parquet, column reason)")
-    return notes
 
 
 def _link_columns(built: Built, steps: Mapping[str, Ints]) -> Columns:
