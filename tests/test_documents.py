@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from servetwin.results.files import RESULT_FILES
+from servetwin.results.run import REQUEST_COLUMNS, SCHEDULE_COLUMNS, STEP_COLUMNS
 from servetwin.scenario.load import load
 from servetwin.scenario.resolve import resolve
 
@@ -42,3 +44,9 @@ def test_every_room_is_on_the_plan() -> None:
     rooms = {f"{folder.parent.name}/" for folder in package.glob("*/__init__.py")}
     modules = {module.name for module in package.glob("*.py")} - {"__init__.py"}
     assert {place for place in rooms | modules if f"| `{place}` |" not in plan} == set()
+
+
+def test_the_page_on_results_names_every_file_and_column() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    named = {name for line in page.splitlines() for name in re.findall(r"`([a-z_.]+)`", line)}
+    assert {*RESULT_FILES, *REQUEST_COLUMNS, *STEP_COLUMNS, *SCHEDULE_COLUMNS} - named == set()

@@ -168,3 +168,15 @@ def test_session_order_of_steps_in_time() -> None:
     run = simulate(scenario_of(SMALL, workload=CHAT), record=ALL)
     assert (run.steps["start_ns"][1:] >= run.steps["end_ns"][:-1]).all()
     assert (run.steps["end_ns"] - run.steps["start_ns"] >= 5 * MS).all()
+
+
+def test_why_requests_failed_is_noted() -> None:
+    workload = {**CHAT, "models": {"meta-llama/Llama-3.1-8B": 1, "Qwen/Qwen3-8B": 1}}
+    run = simulate(scenario_of(SMALL, workload=workload))
+    failed = list(run.requests["status"]).count("failed")
+    assert failed > 0
+    assert run.notes == [f"{failed} failed, the first of them: no pool serves model Qwen/Qwen3-8B"]
+    assert simulate(scenario_of(SMALL, workload=CHAT)).notes == []
+    long = {**CHAT, "input_tokens": {"distribution": "uniform", "min": 700, "max": 900}}
+    (note,) = simulate(scenario_of(SMALL, workload=long)).notes
+    assert note.startswith("80 failed, the first of them: its prompt of ")

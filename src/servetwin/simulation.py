@@ -150,7 +150,7 @@ def _run(
         schedule=_schedule(log) if kept_schedule is None else kept_schedule,
         slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
         versions=hashes,
-        notes=list(table.notes),
+        notes=[*table.notes, *ended.failures()],
     )
 
 

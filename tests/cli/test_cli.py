@@ -159,7 +159,7 @@ def raises(error: BaseException) -> Run:
 
 
 class TestCatalogue:
-    @pytest.mark.parametrize("kind", ["devices", "models", "links"])
+    @pytest.mark.parametrize("kind", ["devices", "models", "links", "hosts"])
     def test_list_names_every_entry(self, kind: str) -> None:
         result = servetwin("list", kind)
         assert result.exit_code == 0
@@ -173,7 +173,7 @@ class TestCatalogue:
         monkeypatch.setenv("SERVETWIN_PROFILES", str(tmp_path))
         assert servetwin("list", "profiles").exit_code == 0
 
-    @pytest.mark.parametrize("kind", ["device", "model", "link", "engine"])
+    @pytest.mark.parametrize("kind", ["device", "model", "link", "engine", "host"])
     def test_show_every_entry(self, kind: str) -> None:
         for name in catalog.names(kind + "s"):
             result = servetwin("show", kind, name)

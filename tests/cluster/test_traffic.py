@@ -100,3 +100,20 @@ def test_padding_to_graphs_is_sent_too() -> None:
 def test_one_device_has_no_links_to_count() -> None:
     found = run(DENSE, {}).links
     assert found is not None and len(found["bytes"]) == 0
+
+
+def test_links_are_named_as_the_nodes_of_the_scenario() -> None:
+    data: dict[str, Any] = {
+        "model": DENSE,
+        "workload": {"arrivals": {"process": "all_at_once"}, "requests": 2, "input_tokens": 20, "output_tokens": 3},
+        "nodes": [
+            {"name": "spare", "devices": {"l40s": 2}},
+            {"name": "hopper", "count": 2, "devices": {"h100_sxm": 2}},
+        ],
+        "pools": [{"device": "h100_sxm", "parallelism": {"tensor": 4}}],
+    }
+    links = simulate(from_data(data, None, Path()), record=frozenset({"links"})).links
+    assert links is not None
+    busy = {end.split(".")[0] for end, size in zip(links["source"], links["bytes"], strict=True) if size and "." in end}
+    assert busy == {"hopper-0", "hopper-1"}
+    assert {end.split(".")[0] for end in links["source"] if "." in end} == {"spare", "hopper-0", "hopper-1"}

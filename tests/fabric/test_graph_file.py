@@ -42,7 +42,7 @@ def check(topology: Topology) -> None:
 
 
 def test_a_table_of_links(tmp_path: Path) -> None:
-    check(read_graph(written(tmp_path, TABLE), devices=4))
+    check(read_graph(written(tmp_path, TABLE), {"node0": 2, "node1": 2}))
 
 
 def test_graphs_of_networkx(tmp_path: Path) -> None:
@@ -117,7 +117,17 @@ def test_mistakes_in_graphs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_graph(tmp_path / "none.csv")
     with pytest.raises(InputError, match="found 4; allowed: 8"):
-        read_graph(written(tmp_path, TABLE), devices=8)
+        read_graph(written(tmp_path, TABLE), {"node0": 4, "node1": 4})
+
+
+def test_nodes_of_the_scenario_keep_its_order(tmp_path: Path) -> None:
+    path = written(tmp_path, TABLE.replace("node0", "hopper").replace("node1", "ada"))
+    assert read_graph(path).devices[0] == "ada.gpu0"
+    topology = read_graph(path, {"hopper": 2, "ada": 2})
+    assert topology.devices == ("hopper.gpu0", "hopper.gpu1", "ada.gpu0", "ada.gpu1")
+    assert topology.nodes == (0, 0, 1, 1)
+    with pytest.raises(InputError, match="the scenario's node hopper has; found 2; allowed: 1"):
+        read_graph(path, {"hopper": 1, "ada": 3})
 
 
 def test_networkx_is_not_imported_without_need() -> None:

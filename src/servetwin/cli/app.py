@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from servetwin import __version__
 from servetwin.cli import calibrate, conformance, imports, list_, run, schema, show, validate
 from servetwin.cli.faults import guarded
 
@@ -38,9 +39,7 @@ def servetwin(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"servetwin {version_of('servetwin')}")
+        typer.echo(f"servetwin {__version__}")
         raise typer.Exit
     for folder in catalog or ():
         _add_catalogue(folder)

@@ -14,9 +14,9 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="devices|models|engines|links|profiles", help="Which entries.")],
+    what: Annotated[str, typer.Argument(metavar="devices|models|engines|links|hosts|profiles", help="Which entries.")],
 ) -> None:
-    """List the devices, models, engines, links or profiles that can be named in a scenario."""
+    """List the devices, models, engines, links, hosts or profiles that can be named in a scenario."""
     if what not in TABLES:
         hint = nearest(what, TABLES)
         raise InputError("not a kind of entry", where="list", found=what, allowed=", ".join(TABLES), hint=hint)
@@ -67,6 +67,20 @@ def _links() -> Table:
     return ("ID", "Name", "Bandwidth (one way)", "Latency"), [row(name) for name in catalog.names("links")]
 
 
+def _hosts() -> Table:
+    from servetwin import catalog
+    from servetwin.catalog.units import format_bytes, format_rate
+
+    def row(name: str) -> tuple[str, ...]:
+        entry = catalog.host(name)
+        cards = f"{entry.nics} x {entry.nic.id}" if entry.nic and entry.nics else "-"
+        memory, speed = format_bytes(entry.memory_bytes), format_rate(entry.memory_bandwidth)
+        return entry.id, entry.name, memory, speed, cards
+
+    heads = ("ID", "Name", "Memory", "Bandwidth", "Network cards")
+    return heads, [row(name) for name in catalog.names("hosts")]
+
+
 def _profiles() -> Table:
     from servetwin.catalog.profiles import all_profiles
 
@@ -90,5 +104,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "models": _models,
     "engines": _engines,
     "links": _links,
+    "hosts": _hosts,
     "profiles": _profiles,
 }

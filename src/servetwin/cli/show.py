@@ -15,10 +15,10 @@ Facts = dict[str, Any]
 
 
 def show(
-    what: Annotated[str, typer.Argument(metavar="device|model|engine|link|profile", help="The kind of entry.")],
+    what: Annotated[str, typer.Argument(metavar="device|model|engine|link|host|profile", help="The kind of entry.")],
     name: Annotated[str, typer.Argument(metavar="ID", help="As `servetwin list` prints it.")],
 ) -> None:
-    """Show what is known about a device, model, engine, link or profile, and where it is known from."""
+    """Show what is known about a device, model, engine, link, host or profile, and where it is known from."""
     from servetwin.scenario.document import write
 
     if what not in ENTRIES:

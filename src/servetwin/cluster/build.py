@@ -85,7 +85,7 @@ def build(
         try:
             _add(pool, scenario, placement.replicas[index], placement.layout, base, built, running)
         except InputError as error:
-            raise error.at(field=f"pools[{index}]") from None
+            raise _in_pool(error, index) from None
     requests = RequestMaker(table, record_tokens)
     cluster.requests = requests
     models = [replica.pool.model or scenario.model for replica in built.replicas for _ in replica.engines]
@@ -117,6 +117,13 @@ def _add(
         built.replicas.append(Replica(pool, numbers, devices, pricing.collectives, in_step))
         built.pools.extend([pool.name] * len(found))
         built.pricing.extend([pricing] * len(found))
+
+
+def _in_pool(error: InputError, index: int) -> InputError:
+    """`error` of a pool as one of the scenario: which pool it was, where that is not known yet."""
+    if error.where is None and error.field and error.field.split(".")[0] in Pool.model_fields:
+        error.field = f"pools[{index}].{error.field}"
+    return error.at(field=f"pools[{index}]")
 
 
 def _model_id(name: str) -> str:

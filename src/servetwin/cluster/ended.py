@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ NUMBERS = (
 KEPT = 1 << 16
 """Requests that are handed over at a time."""
 STATUS: dict[int, str] = {Status.FINISHED: "finished", Status.ABORTED: "aborted", Status.FAILED: "failed"}
+_NUMBERS = re.compile(r"\d+")
 
 
 class EndedRequests:
@@ -39,6 +41,8 @@ class EndedRequests:
         self._numbers = array("q")
         self._reasons: dict[int, str] = {}
         """by row"""
+        self._failed: dict[str, tuple[int, str]] = {}
+        """how many failed for reasons that differ in numbers alone, and the first reason"""
         self._token_ns: list[Ints] = []
 
     def __len__(self) -> int:
@@ -51,6 +55,10 @@ class EndedRequests:
     def add(self, request: Request) -> None:
         if request.status != Status.FINISHED:
             self._reasons[request.row] = request.reason
+            if request.status == Status.FAILED:
+                kind = _NUMBERS.sub("", request.reason)
+                count, first = self._failed.get(kind, (0, request.reason))
+                self._failed[kind] = count + 1, first
         if request.token_ns is not None:
             self._token_ns.append(np.array(request.token_ns, np.int64))
         # Last and at once, so that an interrupt leaves no half of a request.
@@ -104,6 +112,11 @@ class EndedRequests:
     def token_ns(self) -> list[Ints] | None:
         """The times of every token, a request, by row; None when they were not recorded."""
         return [self._token_ns[i] for i in self._order().tolist()] if self._token_ns else None
+
+    def failures(self) -> list[str]:
+        """Why requests failed, a sentence for each kind of reason, the most frequent first."""
+        found = sorted(self._failed.values(), key=lambda kind: -kind[0])
+        return [f"{count} failed, the first of them: {reason}" for count, reason in found]
 
     def _order(self) -> NDArray[np.intp]:
         return np.argsort(np.frombuffer(self._numbers, np.int64)[:: len(NUMBERS)], kind="stable")

@@ -12,6 +12,8 @@ from servetwin.scenario.placement import Machine, Placement, default_host
 from servetwin.scenario.schema import Node, Pool, Scenario, Topology
 from servetwin.timing.links import Links
 
+_EXAMPLES = {"bandwidth": "50GB/s", "latency": "1us"}
+
 
 def network_of(scenario: Scenario, placement: Placement, base: Path) -> Network:
     """What joins the devices of a resolved scenario.
@@ -31,7 +33,9 @@ def network_of(scenario: Scenario, placement: Placement, base: Path) -> Network:
     elif len(computers) > 1:
         between = _cards(scenario, placement)
     graph = base / given.graph if given is not None and given.graph is not None else None
-    return Network(computers, between, graph, given.collectives if given else "auto", explicit=inside is not None)
+    collectives = given.collectives if given else "auto"
+    names = tuple(machine.name for machine in placement.machines)
+    return Network(computers, between, graph, collectives, explicit=inside is not None, names=names)
 
 
 def links_of(network: Network, pool: Pool, devices: tuple[int, ...]) -> Links | None:
@@ -94,6 +98,8 @@ def _wires(topology: Topology, field: str) -> Wires:
     if bandwidth is None or latency is None:
         name = "bandwidth" if bandwidth is None else "latency"
         raise InputError(
-            f"missing: a {topology.kind} without a link of the catalogue needs it", field=f"{field}.{name}"
+            f"missing: a {topology.kind} without a link of the catalogue needs it",
+            field=f"{field}.{name}",
+            allowed="a value with its unit, such as " + _EXAMPLES[name] + "; or link, as `servetwin list links` prints",
         )
     return Wires(topology.kind, bandwidth, latency, tuple(topology.shape or ()), topology.oversubscription or 1.0)

@@ -46,8 +46,9 @@ class Computer:
     slot_bandwidth: float | None = None
 
 
-def build_topology(computers: Sequence[Computer], between: Wires | None = None) -> Topology:
-    """Devices of all computers, numbered in order, on one network.
+def build_topology(computers: Sequence[Computer], between: Wires | None = None, names: Sequence[str] = ()) -> Topology:
+    """Devices of all computers, numbered in order, on one network. `names` are those of the computers: `node0`, ... by
+    default.
 
     Raises:
         InputError: an unknown kind, a shape that does not hold the devices or nodes, several nodes without a network
@@ -62,8 +63,10 @@ def build_topology(computers: Sequence[Computer], between: Wires | None = None) 
             nics = computer.nics if between else 0
             made[computer] = shapes.Node(_inside(computer), nics, slot)
         nodes.append(made[computer])
-    ports = [node.ports(number) for number, node in enumerate(nodes)]
-    return shapes.joined(nodes, _between(between, ports) if between and len(nodes) > 1 else [])
+    names = names or [f"node{number}" for number in range(len(nodes))]
+    ports = [node.ports(name) for name, node in zip(names, nodes, strict=True)]
+    wires = _between(between, ports, [f"{name}.gate" for name in names]) if between and len(nodes) > 1 else []
+    return shapes.joined(nodes, wires, names)
 
 
 def published(link: catalog.Link) -> tuple[float, float]:
@@ -114,7 +117,7 @@ def _inside(computer: Computer) -> Topology:
             return shapes.torus(shape, bandwidth / _neighbours(shape), latency)
 
 
-def _between(wires: Wires, ports: list[list[str]]) -> list[Link]:
+def _between(wires: Wires, ports: list[list[str]], gates: list[str]) -> list[Link]:
     bandwidth, latency = wires.bandwidth, wires.latency_ns
     match _known(wires.kind, BETWEEN, "network.between.kind"):
         case "switch":
@@ -125,7 +128,6 @@ def _between(wires: Wires, ports: list[list[str]]) -> list[Link]:
         case "rail_fat_tree":
             return shapes.rail_links(ports, bandwidth, latency, wires.oversubscription)
         case kind:  # no switch: the adapters of a node share its links evenly
-            gates = [f"node{i}.gate" for i in range(len(ports))]
             pairs = [(port, gate) for gate, node in zip(gates, ports, strict=True) for port in node]
             links = [link for port, gate in pairs for link in both(port, gate, bandwidth)]
             bandwidth *= min(len(node) for node in ports)
@@ -150,5 +152,5 @@ def _known(kind: str, kinds: tuple[str, ...], field: str) -> str:
 def _filled(shape: tuple[int, ...], count: int, what: str, field: str) -> tuple[int, ...]:
     if prod(shape) != count or not shape:
         allowed = f"sides whose product is {count}, the number of {what}"
-        raise InputError("does not hold them", field=field, found=list(shape), allowed=allowed)
+        raise InputError(f"does not hold the {what}", field=field, found=list(shape), allowed=allowed)
     return shape

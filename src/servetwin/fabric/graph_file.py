@@ -5,7 +5,7 @@ Columns of the table, and attributes of edges: `bandwidth` and `latency` with th
 
 Endpoints named `gpu0`, `node3.gpu1` and so on, or in a graph those with the attribute `device: true`, are the devices,
 numbered as their names sort, numbers in them by value. `node` (an attribute, or what stands before the last dot) says
-which computer a device is in.
+which computer a device is in; computers of the scenario's names stand in the order of the scenario.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 COLUMNS = ("from", "to", "bandwidth", "latency", "both")
 
 
-def read_graph(path: Path, devices: int | None = None) -> Topology:
-    """The topology in a file; `devices` is how many it must have, where that is known.
+def read_graph(path: Path, computers: Mapping[str, int] | None = None) -> Topology:
+    """The topology in a file. `computers` are the scenario's, each with the number of its devices, in order: as many
+    devices must be in the file, and where it uses the same names, as many in each.
 
     Raises:
         InputError: what is wrong, with file and line or edge: a column or attribute that is missing or misspelt, an
@@ -38,21 +40,19 @@ def read_graph(path: Path, devices: int | None = None) -> Topology:
     try:
         match path.suffix.lower():
             case ".csv":
-                names, links, nodes = _from_table(path)
+                links, places = _from_table(path)
             case ".json" | ".graphml" | ".xml":
-                names, links, nodes = _from_graph(path)
+                links, places = _from_graph(path)
             case suffix:
                 allowed = ".csv, .json (node-link), .graphml"
                 raise InputError("not a graph file", field="network.graph", found=suffix, allowed=allowed)
-        if devices is not None and len(names) != devices:
-            message = "another number of devices than the scenario's nodes have"
-            raise InputError(message, field="devices", found=len(names), allowed=str(devices))
+        names, nodes = _in_order(places, computers)
         return Topology(names, links, nodes=nodes)
     except InputError as error:
         raise error.at(str(path)) from None
 
 
-def _from_table(path: Path) -> tuple[list[str], list[Link], list[int]]:
+def _from_table(path: Path) -> tuple[list[Link], dict[str, str]]:
     links: list[Link] = []
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, skipinitialspace=True)
@@ -67,7 +67,7 @@ def _from_table(path: Path) -> tuple[list[str], list[Link], list[int]]:
                 raise InputError("neither true nor false", field=f"{place}: both", found=row["both"])
             links += _links(ends[0], ends[1], row, two_way in _TRUE, place)
     names = {end: None for link in links for end in (link.source, link.target)}
-    return _numbered({name: {} for name in names}, links)
+    return links, _places({name: {} for name in names})
 
 
 def _check_columns(found: Iterable[str]) -> None:
@@ -82,7 +82,7 @@ def _check_columns(found: Iterable[str]) -> None:
             raise InputError("unknown column", field="line 1", found=column, allowed=", ".join(COLUMNS), hint=hint)
 
 
-def _from_graph(path: Path) -> tuple[list[str], list[Link], list[int]]:
+def _from_graph(path: Path) -> tuple[list[Link], dict[str, str]]:
     import networkx  # takes a third of a second, and only these files need it
 
     try:
@@ -103,7 +103,7 @@ def _from_graph(path: Path) -> tuple[list[str], list[Link], list[int]]:
     links: list[Link] = []
     for a, b, data in graph.edges(data=True):
         links += _links(str(a), str(b), data, not graph.is_directed(), f"edge {a} to {b}")
-    return _numbered({str(name): data for name, data in graph.nodes(data=True)}, links)
+    return links, _places({str(name): data for name, data in graph.nodes(data=True)})
 
 
 def _links(a: str, b: str, facts: Mapping[str, Any], two_way: bool, place: str) -> list[Link]:
@@ -123,16 +123,34 @@ def _links(a: str, b: str, facts: Mapping[str, Any], two_way: bool, place: str) 
     return [there, Link(b, a, there.bandwidth, there.latency_ns)] if two_way else [there]
 
 
-def _numbered(endpoints: Mapping[str, Mapping[str, Any]], links: list[Link]) -> tuple[list[str], list[Link], list[int]]:
-    """Devices in order, the links, and each device's node."""
+def _places(endpoints: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The devices as their names sort, and the computer of each."""
     flagged = [name for name, data in endpoints.items() if data.get("device")]
     names = sorted(flagged or [name for name in endpoints if _DEVICE.fullmatch(name)], key=_by_numbers)
     if not names:
         message = "has no devices"
         raise InputError(message, field="devices", allowed="endpoints named gpu0, node0.gpu1, ... (or device: true)")
-    computers = [str(endpoints[name].get("node", name.rpartition(".")[0])) for name in names]
-    order = {computer: i for i, computer in enumerate(dict.fromkeys(computers))}
-    return names, links, [order[computer] for computer in computers]
+    return {name: str(endpoints[name].get("node", name.rpartition(".")[0])) for name in names}
+
+
+def _in_order(places: Mapping[str, str], computers: Mapping[str, int] | None) -> tuple[list[str], list[int]]:
+    """The devices, and the number of each one's computer: in the scenario's order where the names are the same."""
+    held = Counter(places.values())
+    names = list(places)
+    if computers is not None:
+        wanted = sum(computers.values())
+        if len(names) != wanted:
+            message = "another number of devices than the scenario's nodes have"
+            raise InputError(message, field="devices", found=len(names), allowed=str(wanted))
+        if held.keys() == computers.keys():
+            for name, count in computers.items():
+                if held[name] != count:
+                    message = f"another number of devices than the scenario's node {name} has"
+                    raise InputError(message, field="devices", found=held[name], allowed=str(count))
+            numbers = {name: number for number, name in enumerate(computers)}
+            names.sort(key=lambda name: numbers[places[name]])
+    order = {place: number for number, place in enumerate(dict.fromkeys(places[name] for name in names))}
+    return names, [order[places[name]] for name in names]
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:

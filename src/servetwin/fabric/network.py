@@ -24,7 +24,7 @@ class Network:
     """What joins the devices of a scenario: computers and the wires between them, or a user's graph (a file) instead.
 
     `collectives` is one of `COLLECTIVES`. `explicit` says that the links inside nodes were described for this machine;
-    a graph always is such a description.
+    a graph always is such a description. `names` are those of the computers; `node0`, ... by default.
     """
 
     computers: tuple[Computer, ...]
@@ -32,6 +32,7 @@ class Network:
     graph: Path | None = None
     collectives: str = "auto"
     explicit: bool = True
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.collectives not in COLLECTIVES:
@@ -46,8 +47,10 @@ class Network:
     def topology(self) -> Topology:
         """Devices numbered computer by computer. InputError as `build_topology` and `read_graph`."""
         if self.graph is not None:
-            return read_graph(self.graph, sum(computer.devices for computer in self.computers))
-        return build_topology(self.computers, self.between)
+            names = self.names or [f"node{i}" for i in range(len(self.computers))]
+            devices = [computer.devices for computer in self.computers]
+            return read_graph(self.graph, dict(zip(names, devices, strict=True)))
+        return build_topology(self.computers, self.between, self.names)
 
     @cached_property
     def fabric(self) -> Fabric:

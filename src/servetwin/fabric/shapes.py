@@ -151,33 +151,34 @@ class Node:
     nics: int
     slot_bandwidth: float
 
-    def ports(self, number: int) -> list[str]:
-        """Names of the adapters of node `number`."""
-        return [f"node{number}.nic{i}" for i in range(self.nics)]
+    def ports(self, name: str) -> list[str]:
+        """Names of the adapters of a node of this name."""
+        return [f"{name}.nic{i}" for i in range(self.nics)]
 
 
-def joined(nodes: Sequence[Node], between: Sequence[Link]) -> Topology:
-    """Nodes and the network between their adapters. Devices are numbered node by node: `node0.gpu0`, ...
+def joined(nodes: Sequence[Node], between: Sequence[Link], names: Sequence[str]) -> Topology:
+    """Nodes and the network between their adapters. Devices are numbered node by node: `node0.gpu0`, ... where the
+    first of the `names` is `node0`.
 
     Raises:
         InputError: a node has no adapter, or the links leave one out.
     """
     devices, attach, links, hosts, numbers = list[str](), list[str](), list[Link](), list[str](), list[int]()
-    for number, node in enumerate(nodes):
-        inside, ports, prefix = node.inside, node.ports(number), f"node{number}."
+    for number, (name, node) in enumerate(zip(names, nodes, strict=True)):
+        inside, ports, prefix = node.inside, node.ports(name), f"{name}."
         if len(nodes) > 1 and not ports:
             raise InputError("has no network adapter", field=f"nodes[{number}]", found=0, allowed="at least 1")
         links += [Link(prefix + li.source, prefix + li.target, li.bandwidth, li.latency_ns) for li in inside.links]
         hosts += [prefix + host for host in inside.hosts]
-        devices += [prefix + name for name in inside.devices]
+        devices += [prefix + device for device in inside.devices]
         numbers += [number] * len(inside.devices)
-        plugged = [prefix + name for name in inside.attach]
+        plugged = [prefix + at for at in inside.attach]
         attach += plugged
         slots = dict.fromkeys((at, ports[i * node.nics // len(plugged)]) for i, at in enumerate(plugged) if ports)
         for at, port in slots:
             links += both(at, port, node.slot_bandwidth)
     shape = nodes[0].inside.shape if len(nodes) == 1 else ()
-    adapters = [port for number, node in enumerate(nodes) for port in node.ports(number)]
+    adapters = [port for name, node in zip(names, nodes, strict=True) for port in node.ports(name)]
     return Topology(
         devices, [*links, *between], hosts=hosts, adapters=adapters, nodes=numbers, shape=shape, attach=attach
     )

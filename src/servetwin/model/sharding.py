@@ -130,12 +130,9 @@ def _check_context(arch: Architecture, sharding: Sharding) -> None:
             raise InputError(message, field=field, found=context, allowed="1")
         copies = sharding.tensor // mixer.kv_heads if isinstance(mixer, Attention) else sharding.tensor
         if copies < 1 or copies % context:
-            raise InputError(
-                f"the KV heads have {max(1, copies)} copies in a tensor group, over which alone KV can be dealt out",
-                field=field,
-                found=context,
-                allowed=f"a divisor of {max(1, copies)}",
-            )
+            held = max(1, copies)
+            message = f"KV is dealt out over the ranks that hold copies of the same heads, here {held}"
+            raise InputError(message, field=field, found=context, allowed=f"a divisor of {held}")
 
 
 def stages(arch: Architecture, pipeline: int) -> tuple[range, ...]:

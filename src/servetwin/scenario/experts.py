@@ -41,7 +41,8 @@ class ExpertChoices(Section):
         for name, law in (("exponent", "zipf"), ("popularity", "measured")):
             value = getattr(self, name)
             if self.routing == law and value is None:
-                raise wrong(name, f"missing: routing {law!r} needs it")
+                allowed = "a number from 0 (even) to 5" if name == "exponent" else "a file with a count for each expert"
+                raise wrong(name, f"missing: routing {law!r} needs it", allowed=allowed)
             if self.routing != law and value is not None:
                 raise wrong(name, f"does not go with routing {self.routing!r}", found=value)
         if self.per_layer and self.routing in ("balanced", "random", "measured"):

@@ -60,7 +60,8 @@ def _translate(error: ErrorDetails, where: str | None) -> InputError:
     else:
         allowed = allowed_text(node)
     hint = nearest(value, choices) if isinstance(value, str) and choices else None
-    return wrong(_MESSAGES.get(kind, "not valid"), allowed, "null" if value is None else value, hint)
+    message = "has too few entries" if kind == "too_short" and value else _MESSAGES.get(kind, "not valid")
+    return wrong(message, allowed, "null" if value is None else value, hint)
 
 
 def join(path: str, part: str | int) -> str:
@@ -151,7 +152,8 @@ def allowed_text(node: Json) -> str:
     if kind == "boolean":
         return "true or false"
     if kind == "array":
-        return "a list with one entry at least"
+        least = node.get("minItems", 1)
+        return "a list with one entry at least" if least < 2 else f"a list with at least {least} entries"
     if "properties" in node:
         return "a mapping with " + ", ".join(node["properties"])
     if kind == "object":

@@ -179,6 +179,7 @@ def _check_parallelism(degrees: Parallelism, config: Mapping[str, Any], redundan
     devices = degrees.tensor * degrees.data
     fitting = [n for n in range(1, devices + 1) if devices % n == 0 and experts % n == 0]
     if degrees.expert not in fitting:
-        message = f"{experts} experts on tensor * data = {devices} devices cannot be split evenly"
+        copies = f" (with {redundant} redundant ones)" if redundant else ""
+        message = f"{experts} experts{copies} on tensor * data = {devices} devices cannot be split evenly"
         listed = ", ".join(map(str, fitting))
         raise InputError(message, field="parallelism.expert", found=degrees.expert, allowed=listed)
