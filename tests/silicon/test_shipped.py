@@ -153,6 +153,9 @@ def test_look_ups_give_the_table_at_its_points(device: str) -> None:
         for i in rng.integers(0, len(columns["ns"]), 25):
             row = {column: int(values[i]) for column, values in columns.items()}
             found = _look_up(tables, name, kind, row)
+            if kind == "moe" and found[1] == "interpolated":  # a size that `moe.without_the_dip` leaves out
+                assert row["skew"] and row["tokens"] * row["topk"] <= row["experts"] and found[0] > row["ns"]
+                continue
             assert found[0] == pytest.approx(row["ns"], rel=1e-12), (name, row)
             assert found[1] == "measured", (name, row)
 

@@ -57,6 +57,24 @@ def roofline_ns(device: Device, dtype: str, shape: Experts, tokens: Floats) -> F
     return ideal
 
 
+def without_the_dip(shape: Experts, tokens: Floats, times: Floats) -> tuple[Floats, Floats]:
+    """Sizes and times of a layer, less one size at which its skewed load is not that of the others.
+
+    While experts are left out, a layer's time is that of reading the weights of the chosen ones, and of how many a
+    given popularity has chosen the rise slows down with the tokens. Yet from the last size with no more rows (tokens x
+    topk) than experts to the next the time leaps: there 85 of 100 layers with a skewed load lie below the line between
+    their neighbours, on every device, for every number of experts, and 3 to 13 of 100 one size before or after, or
+    with the balanced load. So the loads timed up to there choose fewer experts than those beyond
+    (docs/silicon.md). A size below that line is left out.
+    """
+    at = int(np.searchsorted(tokens * shape.topk, shape.experts, side="right")) - 1
+    if shape.skew == 0 or not 0 < at < len(tokens) - 1:
+        return tokens, times
+    if times[at] >= np.interp(tokens[at], tokens[[at - 1, at + 1]], times[[at - 1, at + 1]]):
+        return tokens, times
+    return np.delete(tokens, at), np.delete(times, at)
+
+
 class MoeTable:
     """Measured expert layers of one number format, of one backend or of those that vLLM chose."""
 
@@ -68,7 +86,9 @@ class MoeTable:
         self._keys = keys[starts].astype(np.float64)
         self._shapes = [Experts(*row) for row in keys[starts].tolist()]
         self._points = {
-            shape: (columns["tokens"][a:b].astype(np.float64), columns["ns"][a:b].astype(np.float64))
+            shape: without_the_dip(
+                shape, columns["tokens"][a:b].astype(np.float64), columns["ns"][a:b].astype(np.float64)
+            )
             for shape, a, b in zip(self._shapes, starts.tolist(), ends.tolist(), strict=True)
         }
         self._curves: dict[tuple[Experts, str], Curve] = {}
