@@ -111,7 +111,7 @@ def _run(
         sessions=_session_columns(table, request_columns),
         links=_link_columns(built, steps) if links else None,
         steps=steps,
-        itl=merged([engine.scheduler.gaps.counts() for engine in cluster.engines]),
+        itl=merged([engine.scheduler.riding.gaps.counts() for engine in cluster.engines]),
         kv_blocks_total=[engine.scheduler.options.usable_blocks for engine in cluster.engines],
         engine_pools=built.pools,
         prefix_queries=sum(engine.scheduler.prefix_queries for engine in cluster.engines),
