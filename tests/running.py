@@ -91,7 +91,7 @@ def table_of(rows: Sequence[Row], *, concurrency: int | None = None, output_know
 
 def gaps_of(engine: Engine) -> dict[int, int]:
     """How often each gap (ns) between tokens occurred in an engine."""
-    ns, counts = engine.scheduler.gaps.counts()
+    ns, counts = engine.scheduler.riding.gaps.counts()
     return dict(zip(ns.tolist(), counts.tolist(), strict=True))
 
 

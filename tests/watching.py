@@ -144,10 +144,10 @@ class WatchedScheduler(Scheduler):
             assert places[request] + request.finished == 1, f"S2: request {request.row} is in {places[request]} places"
             assert (request in self.running) == (request.status == Status.RUNNING)
         if isinstance(self.kv, CountedKV):
-            blocks = sum(self.kv.held[request.row] for request in self.plain)
+            blocks = sum(self.kv.held[request.row] for request in self.riding.plain)
             for request in self.running:
                 if request.joined:
-                    context = request.computed + ridden(request, self.scheduled_batches)
+                    context = request.computed + ridden(request, self.riding.scheduled)
                     blocks += -(-context // self.options.block_size)
             assert self.kv.pool.used == blocks
             return

@@ -88,7 +88,7 @@ class Run:
         if steps < len(ends):
             _unbook(engine.timer, shape.later(steps), len(ends) - steps)
             del tops[steps + 1 :], begins[steps:], ends[steps:]
-        rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
+        rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         self._take(scheduler, steps)
         _hand_out(scheduler, tops[1:])
         queue = (shape.decode_seqs, scheduler.waiting_count)
@@ -109,7 +109,7 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
     """
     last = engine.last_batch
-    if last is None or not engine.scheduler.riders.count:
+    if last is None or not engine.scheduler.riding.riders.count:
         return None
     if horizon is not None:
         typical = max(1, last.end_ns - last.begin_ns)
@@ -153,8 +153,8 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
 
     `flying`: the batch on the device (asynchronous scheduling), if any.
     """
-    riders, running = scheduler.riders, scheduler.running
-    if not riders.count or scheduler.plain or scheduler.holds_prefills is not None:
+    riders, running = scheduler.riding.riders, scheduler.running
+    if not riders.count or scheduler.riding.plain or scheduler.holds_prefills is not None:
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None
@@ -164,14 +164,14 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
         return None
     if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
         return None
-    steps = riders.next_leave() - scheduler.scheduled_batches
+    steps = riders.next_leave() - scheduler.riding.scheduled
     if flying is None:
         steps -= 1  # its last token is not in flight yet: it comes with the step in which it leaves
     if most is not None and most < steps:
         steps = most
     if steps < SHORTEST:
         return None
-    first = scheduler.scheduled_batches + 1
+    first = scheduler.riding.scheduled + 1
     steps = _steps_with_blocks(scheduler, first, steps)
     if steps < SHORTEST:
         return None
@@ -219,43 +219,43 @@ def apply(scheduler: Scheduler, outputs_ns: Sequence[int]) -> list[int]:
 def take_blocks(scheduler: Scheduler, first: int, last: int) -> list[int]:
     """Give the riders the blocks for steps `first` up to before `last` of a run that `scheduler` has not been told of;
     the blocks in use after each."""
-    kv, number = scheduler.kv, scheduler.scheduled_batches + 1
+    kv, number = scheduler.kv, scheduler.riding.scheduled + 1
     if isinstance(kv, CountedKV):
-        riders, used = scheduler.riders, kv.pool.used
+        riders, used = scheduler.riding.riders, kv.pool.used
         each = list(accumulate([riders.blocks(number + step) for step in range(first, last)], initial=used))
         kv.pool.free -= each[-1] - used
         return each[1:]
     after = []
     for step in range(first, last):
-        scheduler.take_blocks(number + step)
+        scheduler.riding.take_blocks(number + step)
         after.append(kv.pool.used)
     return after
 
 
 def _hand_out(scheduler: Scheduler, outputs_ns: Sequence[int]) -> None:
     """As many batches of riders alone as there are `outputs_ns`, from the one in flight on."""
-    flying = scheduler.flying[0] if scheduler.flying else None
+    flying = scheduler.riding.flying[0] if scheduler.riding.flying else None
     scheduler.count_scheduled(len(outputs_ns))
     if flying is not None and flying.requests:  # some began to ride with it, and get their first token
         ended = scheduler.update(flying, outputs_ns[0])
         assert not ended, "who ends does not ride"
         outputs_ns = outputs_ns[1:]
-    scheduler.count_processed(outputs_ns)
+    scheduler.riding.count_processed(outputs_ns)
 
 
 def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -> Batch:
     """After `apply`: the last batch of the run, still on the device, as single stepping would have left it (but for
     its index and its times on the device)."""
     batch = Batch(scheduled_ns)
-    batch.riders, batch.number, batch.shape = shape.decode_seqs, scheduler.scheduled_batches, shape
-    scheduler.flying.clear()
-    scheduler.flying.append(batch)
+    batch.riders, batch.number, batch.shape = shape.decode_seqs, scheduler.riding.scheduled, shape
+    scheduler.riding.flying.clear()
+    scheduler.riding.flying.append(batch)
     return batch
 
 
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
     """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
-    riders, free = scheduler.riders, scheduler.kv.pool.free
+    riders, free = scheduler.riding.riders, scheduler.kv.pool.free
     if riders.groups * riders.count * (steps // riders.size + 1) <= free:
         return steps
     for i in range(steps):

@@ -89,7 +89,7 @@ class Engine:
         self._runs_ahead, self._reach = runs_ahead, SHORTEST_REACH
         self.run: Run | None = None
         """steps that are decided but not carried out yet"""
-        scheduler.keeps_entries = log.keeps_entries
+        scheduler.riding.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
@@ -110,7 +110,7 @@ class Engine:
                     return self._next_look(now, oldest)
             if self.inbox:
                 self._open_inbox(now)
-            if self._horizon is not None and scheduler.riders.count and (batches or self._room == 1):
+            if self._horizon is not None and scheduler.riding.riders.count and (batches or self._room == 1):
                 flying = batches[0] if batches else None
                 if self._runs_ahead:
                     self.run = begin(self, now, self._reach, None, flying)

@@ -168,7 +168,7 @@ def _carry_out(group: LockStep, start: Start, run: Times, shapes: dict[Rank, Ste
     group.ran(run.ends, run.ends[-1] - run.begins[-1])
     for rank in start.busy:
         scheduler, shape, flying = rank.scheduler, shapes[rank], None
-        rows = [request.row for request in scheduler.running] if scheduler.keeps_entries else []
+        rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         used = apply(scheduler, run.outputs)
         queue = (len(scheduler.running), scheduler.waiting_count)
         rank.log.run(rank.number, rank.steps, shape, run.begins, run.ends, used, queue, rows)

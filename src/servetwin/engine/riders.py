@@ -11,7 +11,7 @@ here, so that a step costs what changes in it, whatever the size of the batch:
   a full one findable): riders by `base` modulo the block size, as contexts grow together;
 - who must leave when: riders by the batch that brings their last token.
 
-The scheduler decides who joins and leaves; a request that leaves gets the fields that single steps would have given it.
+`Riding` decides who joins and leaves; a request that leaves gets the fields that single steps would have given it.
 """
 
 from __future__ import annotations

@@ -15,14 +15,13 @@ Invariants (numbered; tested as properties in tests/engine):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.gaps import Gaps
 from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
 from servetwin.engine.request import Request, Status
-from servetwin.engine.riders import Riders
+from servetwin.engine.riding import Riding
 from servetwin.engine.transfer import KVConnector
 from servetwin.memory.counted import CountedKV
 from servetwin.memory.full import FullKV
@@ -47,22 +46,11 @@ class Scheduler:
         self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
         new_queue = ByPriority if options.priority else Fcfs
         self.running: list[Request] = []
-        self.rides = rides and not options.speculative_tokens and options.pipeline == 1
-        self.plain: list[Request] = [] if self.rides else self.running
-        """running requests that do not ride, in running order"""
-        self._windows = tuple(window for window in options.windows if isinstance(window, int))
-        self._ahead = options.max_batches - 1
-        """batches in flight whenever one is scheduled behind another"""
-        self.riders = self._new_riders()
-        self.keeps_entries = False
-        """whether batches say who rides in them"""
-        self.output_ns: list[int] | None = None
-        """when the outputs of each processed batch were handed out, where requests keep the times of their tokens"""
+        self.riding = Riding(options, kv, self.running, rides)
         self.waiting: WaitingQueue = new_queue()
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
         """ended requests whose blocks a copy still reads or writes"""
-        self.gaps = Gaps()
         self.holds_prefills: bool | None = None
         """whether prefills wait in the next step; None: the scheduler counts its own steps since the last prefill"""
         self.prefix_queries = self.prefix_hits = 0
@@ -81,12 +69,8 @@ class Scheduler:
         # With several batches in flight a copy into a freed block could overtake a step that still writes it.
         self._defer_frees = options.kv_consumer and options.max_batches > 1
         self._deferred_frees: deque[tuple[int, list[int]]] = deque()
-        self.scheduled_batches = self._processed_batches = 0
-        self.flying: deque[Batch] = deque()
-        """batches that were scheduled with something to run, and not processed yet"""
         self._admissions = 0
         self._executed_steps = 0
-        self._last_outputs_ns = 0
         self._last_prefill_step = -options.prefill_schedule_interval
         self._capacity_bound = False
 
@@ -106,8 +90,8 @@ class Scheduler:
         return bool(self.running) or self.waiting_count > 0 or self._unflushed or bool(self.pinned)
 
     def add(self, request: Request) -> None:
-        if request.token_ns is not None and self.output_ns is None:
-            self.output_ns = [0] * self._processed_batches
+        if request.token_ns is not None and self.riding.output_ns is None:
+            self.riding.output_ns = [0] * self.riding.processed
         self.waiting.push(request)
 
     def abort(self, request: Request, now: int) -> None:
@@ -151,7 +135,7 @@ class Scheduler:
     def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:
         if request.status == Status.RUNNING:
             if request.joined:
-                self._leave(request)
+                self.riding.leave(request)
             self._stop_running(request)
         else:
             self._remove_waiting({request})
@@ -165,15 +149,15 @@ class Scheduler:
         """The next batch (perhaps empty). Computed tokens advance here, so that the next chunk can follow at once."""
         batch = Batch(now)
         budget = self.options.max_num_batched_tokens
-        if self.riders.count:
-            budget = self._ride(batch, budget)
-            if batch.riders and not (self.plain or len(self.waiting) or len(self.holding)):
+        if self.riding.riders.count:
+            budget = self.riding.ride(batch, budget)
+            if batch.riders and not (self.riding.plain or len(self.waiting) or len(self.holding)):
                 self._capacity_bound = False
                 self._schedule_riders(batch)
                 return batch
         threshold = self._prefill_threshold()
         hold_prefills = self._holds_prefills()
-        if self.plain:
+        if self.riding.plain:
             budget = self._continue_running(batch, budget, threshold, hold_prefills)
         # Only these two rules ask whether a running request was still at its prompt.
         asked = self.options.speculative_tokens or self.options.prefill_schedule_interval > 1
@@ -189,9 +173,7 @@ class Scheduler:
                 admitted = range(continued, len(batch.requests))
                 if prefilled or any(batch.before[i] < batch.requests[i].known - 1 for i in admitted):
                     self._last_prefill_step = self._executed_steps
-            self.scheduled_batches += 1
-            batch.number = self.scheduled_batches
-            self.flying.append(batch)
+            self.riding.launch(batch)
             if batch.requests:
                 self._advance(batch)
         batch.running, batch.waiting, batch.free = len(self.running), self.waiting_count, self.kv.pool.free
@@ -201,9 +183,7 @@ class Scheduler:
     def _schedule_riders(self, batch: Batch) -> None:
         """The rest of `schedule` where there is nobody but riders."""
         self._executed_steps += 1
-        self.scheduled_batches += 1
-        batch.number = self.scheduled_batches
-        self.flying.append(batch)
+        self.riding.launch(batch)
         batch.running, batch.free = len(self.running), self.kv.pool.free
         self._unflushed = False
 
@@ -227,7 +207,7 @@ class Scheduler:
         return holds and not self._capacity_bound and any(not request.prefilling for request in self.running)
 
     def _continue_running(self, batch: Batch, budget: int, threshold: int, hold_prefills: bool) -> int:
-        running, longest = self.plain, self.options.max_model_len - 1
+        running, longest = self.riding.plain, self.options.max_model_len - 1
         add = batch.add
         i = 0
         while i < len(running) and budget > 0:
@@ -281,8 +261,8 @@ class Scheduler:
                 return False, i, budget
             place = running.index(victim) if self.options.priority else len(running) - 1
             del running[place]
-            if self.rides:
-                del self.plain[place]  # nobody rides: both lists are the same
+            if self.riding.rides:
+                del self.riding.plain[place]  # nobody rides: both lists are the same
             if place < i:
                 i -= 1
             if self.options.priority:
@@ -305,18 +285,9 @@ class Scheduler:
     def count_scheduled(self, batches: int) -> None:
         """Account for so many batches that nobody but the riders takes part in."""
         self._executed_steps += batches
-        self.scheduled_batches += batches
+        self.riding.scheduled += batches
         due = self._executed_steps - self._last_prefill_step >= self.options.prefill_schedule_interval
         self._capacity_bound = self.waiting_count > len(self._deferred) and (self._capacity_bound or due)
-
-    def count_processed(self, outputs_ns: Sequence[int]) -> None:
-        """Account for such batches that have ended, with outputs handed out at `outputs_ns`."""
-        self._processed_batches += len(outputs_ns)
-        if outputs_ns:
-            self.gaps.add_all(self._last_outputs_ns, outputs_ns, self.riders.count)
-            self._last_outputs_ns = outputs_ns[-1]
-        if self.output_ns is not None:
-            self.output_ns += outputs_ns
 
     def _extend(self, request: Request, tokens: int) -> bool:
         done = self.kv.allocate(
@@ -338,7 +309,7 @@ class Scheduler:
         if isinstance(self.kv, CountedKV) and self.kv.caching:
             # It may find its own blocks again. Nobody rides in a step that preempts.
             self.kv = self.kv.told_apart()
-            self.riders = self._new_riders()
+            self.riding.told_apart(self.kv)
         self._free(request)
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
@@ -440,8 +411,8 @@ class Scheduler:
             self.running.append(request)
             self._admissions += 1
             request.order = self._admissions
-            if self.rides:
-                self.plain.append(request)
+            if self.riding.rides:
+                self.riding.plain.append(request)
             request.status, request.computed = Status.RUNNING, computed
             request.quiet = self._quiet(request)
             if computed + tokens < request.known:
@@ -496,154 +467,19 @@ class Scheduler:
                 if asynchronous:
                     request.placeholders += 1 + drafts
                     request.drafts = speculative
-                if self.rides:
-                    self._join(request, batch)
+                if self.riding.rides:
+                    self.riding.join(request, batch)
         if batch.joined:
-            self.plain = [request for request in self.plain if not request.joined]
-
-    # Riding --------------------------------------------------------------------------------------------------------
-
-    def _new_riders(self) -> Riders:
-        """Nobody rides yet. Where KV blocks have names, riders are listed by the contexts with which they must call on
-        the cache."""
-        options, size, ahead = self.options, self.options.block_size, self._ahead
-        groups, calls = sum(window != "state" for window in options.windows), []
-        if not isinstance(self.kv, CountedKV):
-            calls.append(0)  # a block to take
-            if self.kv.caching and not options.async_scheduling:
-                calls.append(size - 1)  # one to make findable (scheduling ahead, its last token is not known yet)
-            # One that slides out of a window, once the tokens in flight are left out.
-            calls += [window - 1 + ahead for window in self._windows]
-        return Riders(size, groups, calls)
-
-    def _join(self, request: Request, batch: Batch) -> None:
-        """From the batch after this one on `request` rides, if it goes on for long enough."""
-        left = min(request.max_tokens, self.options.max_model_len - request.prompt)
-        if request.stop_after is not None and request.stop_after < left:
-            left = request.stop_after
-        left -= request.outputs + (request.placeholders or 1)
-        if left < 2 or request.stale:
-            return
-        if self._windows and request.in_flight != 1 + self._ahead:  # its windows slide by more than a token
-            return
-        request.joined, request.rides_to = batch.number, batch.number + left
-        batch.joined += 1
-        self.riders.add(request)
-
-    def _leave(self, request: Request) -> None:
-        """Bring the fields of a rider to what they would be had it not ridden, and list it in the batches in flight."""
-        riders, joined, processed = self.riders, request.joined, self._processed_batches
-        riders.remove(request)
-        done, flying = processed - joined, self.scheduled_batches - processed
-        if done < 0:  # the batch that it joined in is in flight itself, and lists it
-            done, flying = 0, self.scheduled_batches - joined
-            self.flying[-1 - flying].joined -= 1
-        else:
-            riders.handing -= 1
-        request.joined = 0
-        request.computed += done + flying
-        request.outputs += done
-        request.known += done
-        request.in_flight += flying
-        if self.options.async_scheduling:
-            request.placeholders += flying
-        if done:
-            request.last_token_ns = self._last_outputs_ns
-            if request.token_ns is not None:
-                assert self.output_ns is not None
-                request.token_ns += self.output_ns[joined:processed]
-        if done or flying:
-            request.last_batch = self.scheduled_batches
-        if isinstance(self.kv, CountedKV):
-            # Scheduling ahead, a token counts as known when the step after its own is scheduled.
-            late = 1 if flying and self.options.async_scheduling else 0
-            self.kv.settle(request.row, request.computed, request.computed - late if done or flying else 0)
-        request.quiet = self._quiet(request)
-        for i in range(1, flying + 1):
-            self.flying[-i].insert(request)
-            self.flying[-i].riders -= 1
-        plain, order = self.plain, request.order
-        at = len(plain)
-        while at and plain[at - 1].order > order:
-            at -= 1
-        plain.insert(at, request)
-
-    def dissolve(self) -> None:
-        """Nobody rides any more, until the next batch is scheduled."""
-        for request in self.running:
-            if request.joined:
-                self._leave(request)
-
-    def _ride(self, batch: Batch, budget: int) -> int:
-        """Give the riders their tokens in a new batch; what is left of the budget.
-
-        Those whose last token is in flight leave first (whatever else the rules have for them, they get no other). All
-        leave where the order of the running requests could matter: when the budget or the blocks may not suffice.
-        """
-        riders, number = self.riders, self.scheduled_batches + 1
-        # Waiting for every step, the last token is not yet in flight: the step is this one.
-        last = number - 1 if self.options.async_scheduling else number
-        if last in riders.leaving:
-            for request in list(riders.leaving[last]):
-                self._leave(request)
-        if self._windows and number - 1 - self._processed_batches != self._ahead:
-            self.dissolve()
-            return budget
-        if self._windows and self.plain and self.plain[0] is not self.running[-len(self.plain)]:
-            # Which blocks are given back before others are taken can matter to what stays findable.
-            for request in riders.calling(number):
-                self._leave(request)
-        count, needed = riders.count, riders.blocks(number)
-        if self.plain:
-            wanted = sum(request.known + request.placeholders - request.computed for request in self.plain)
-            if wanted > budget - count and self.plain[0] is not self.running[-len(self.plain)]:
-                self.dissolve()
-                return budget
-            if wanted > 0:
-                needed += riders.groups * (min(wanted, budget) // self.options.block_size + len(self.plain))
-        if count > budget or needed > self.kv.pool.free:
-            self.dissolve()
-            return budget
-        if not count:
-            return budget
-        self.take_blocks(number)
-        batch.riders, batch.contexts = count, riders.contexts(number)
-        if self.keeps_entries:
-            batch.riding = [request for request in self.running if request.joined]
-        return budget - count
-
-    def take_blocks(self, number: int) -> None:
-        """Give the riders the blocks that they need in batch `number`, take back those that they no longer need, and
-        make findable those that they fill."""
-        riders, kv = self.riders, self.kv
-        if isinstance(kv, CountedKV):
-            kv.pool.free -= riders.blocks(number)
-            return
-        calling, before, ahead = riders.calling(number), number - 1, self._ahead
-        if self._windows:
-            calling.sort(key=_running_order)
-        for request in calling:
-            computed = request.computed + before - request.joined
-            # Scheduling ahead, the last token is not known yet.
-            known = computed + 1 - ahead
-            kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain, in_flight=ahead)
+            self.riding.plain = [request for request in self.riding.plain if not request.joined]
 
     # The end of a step ---------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch, now: int) -> list[Request]:
         """Give the outputs of an ended step to its requests; those that ended with it, in batch order."""
-        usual_gap, usual = now - self._last_outputs_ns, 0
+        usual_gap, usual = now - self.riding.last_outputs_ns, 0
         if batch.number:
-            self._processed_batches += 1
-            self.flying.popleft()
-            self._last_outputs_ns = now
-            if self.output_ns is not None:
-                self.output_ns.append(now)
-            handing = self.riders.handing
-            if handing:
-                self.gaps.add(usual_gap, handing)
-            self.riders.handing = handing + batch.joined
-            while self._deferred_frees and self._deferred_frees[0][0] <= self._processed_batches:
+            self.riding.land(batch, now)
+            while self._deferred_frees and self._deferred_frees[0][0] <= self.riding.processed:
                 assert isinstance(self.kv, KVCache)
                 self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
         ended: list[Request] = []
@@ -652,7 +488,7 @@ class Scheduler:
         commits_drafts = speculative and self.options.commits_drafts_at_output
         if not batch.requests:
             return self._end_copies(now)
-        gaps = self.gaps
+        gaps = self.riding.gaps
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
         ):
@@ -747,8 +583,8 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request)
-        if self.rides:
-            self.plain.remove(request)
+        if self.riding.rides:
+            self.riding.plain.remove(request)
 
     def _remove_waiting(self, requests: set[Request]) -> None:
         self.waiting.remove(requests)
@@ -756,7 +592,7 @@ class Scheduler:
         self._deferred -= requests
 
     def _frees_at_once(self, request: Request) -> bool:
-        return not self._defer_frees or request.last_batch <= self._processed_batches
+        return not self._defer_frees or request.last_batch <= self.riding.processed
 
     def _free(self, request: Request) -> None:
         if self._frees_at_once(request):
@@ -765,8 +601,4 @@ class Scheduler:
         assert isinstance(self.kv, KVCache)
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
-            self._deferred_frees.append((self.scheduled_batches, blocks))
-
-
-def _running_order(request: Request) -> int:
-    return request.order
+            self._deferred_frees.append((self.riding.scheduled, blocks))
