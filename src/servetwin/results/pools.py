@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from servetwin.results.run import Run
+from servetwin.results.run import Ints, Run
 
 PERCENTILES = {"median": 50, "p99": 99}
 
@@ -42,7 +42,7 @@ def _pool(run: Run, mine: Any, engines: Any, blocks: Any, seconds: float) -> dic
         for label, percent in PERCENTILES.items():
             latencies[f"{label}_{name}_ms"] = float(np.percentile(values, percent)) / 1e6 if len(values) else None
     ran = engines[run.steps["engine"]]
-    busy = int((run.steps["end_ns"] - run.steps["start_ns"])[ran].sum()) / 1e9
+    busy = _under_way(run.steps["engine"][ran], run.steps["start_ns"][ran], run.steps["end_ns"][ran]) / 1e9
     used = run.steps["kv_blocks_used"][ran] / blocks[run.steps["engine"][ran]]
     return {
         "engines": int(engines.sum()),
@@ -54,3 +54,15 @@ def _pool(run: Run, mine: Any, engines: Any, blocks: Any, seconds: float) -> dic
         "busy": busy / seconds / int(engines.sum()) if seconds else None,
         "peak_kv_usage": float(used.max()) if len(used) else 0.0,
     }
+
+
+def _under_way(engine: Ints, start: Ints, end: Ints) -> int:
+    """Time (ns), summed over engines, in which at least one step was under way: steps of a pipeline overlap."""
+    total = 0
+    for number in np.unique(engine):
+        mine = engine == number
+        order = np.argsort(start[mine], kind="stable")
+        begins, ends = start[mine][order], end[mine][order]
+        before = np.maximum.accumulate(np.concatenate([begins[:1], ends[:-1]]))
+        total += int(np.maximum(0, ends - np.maximum(begins, before)).sum())
+    return total

@@ -8,6 +8,7 @@ vLLM numbers its workers.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Placement:
 
     def machine_of(self, device: int) -> Machine:
         """The computer that holds a device."""
-        return next(machine for machine in self.machines if device in machine.devices)
+        return self.machines[bisect_right(self.machines, device, key=_first) - 1]
 
     def layout(self, devices: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Where devices stand but for which computers they are: (computer, counted from the first that they use, and
@@ -117,6 +118,10 @@ def _machines(nodes: Sequence[Node]) -> list[Machine]:
     return machines
 
 
+def _first(machine: Machine) -> int:
+    return machine.first
+
+
 class _Seats:
     """Which devices are free."""
 
@@ -125,49 +130,68 @@ class _Seats:
         self.owner: dict[int, int] = {}
         """pool of each device that is taken"""
         self._free = [list(machine.devices) for machine in machines]
+        self._open, self._stale = list(range(len(machines))), False
+        self._domains: dict[str, int] = {}
 
     def free(self, machine: int, kind: str) -> list[int]:
+        free = self._free[machine]
+        if not free:
+            return free
         first, kinds = self.machines[machine].first, self.machines[machine].kinds
-        return [device for device in self._free[machine] if kinds[device - first] == kind]
+        return [device for device in free if kinds[device - first] == kind]
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the machines with anything free, in order."""
+        if self._stale:
+            self._open = [machine for machine in self._open if self._free[machine]]
+            self._stale = False
+        return self._open
 
     def take(self, devices: Sequence[int], pool: int) -> tuple[int, ...]:
         for device in devices:
             self.owner[device] = pool
-        for machine, free in enumerate(self._free):
-            self._free[machine] = [device for device in free if device not in self.owner]
+            free = self._free[bisect_right(self.machines, device, key=_first) - 1]
+            free.remove(device)
+            self._stale |= not free
         return tuple(devices)
+
+    def domain(self, kind: str) -> int:
+        """Devices of a kind that share a scale-up fabric."""
+        if kind not in self._domains:
+            scale_up = catalog.device(kind).scale_up
+            self._domains[kind] = scale_up.domain if scale_up else 1
+        return self._domains[kind]
 
     def add(self, kind: str) -> None:
         """One more computer, with the devices of `kind` that share a scale-up fabric."""
-        scale_up = catalog.device(kind).scale_up
         first = self.machines[-1].devices.stop if self.machines else 0
-        machine = Machine(f"node{len(self.machines)}", first, (kind,) * (scale_up.domain if scale_up else 1), -1)
+        machine = Machine(f"node{len(self.machines)}", first, (kind,) * self.domain(kind), -1)
         self.machines.append(machine)
         self._free.append(list(machine.devices))
+        self._open.append(len(self._free) - 1)
 
 
 def _automatic(index: int, pool: Pool, seats: _Seats, pools: Sequence[Pool]) -> tuple[int, ...]:
     wanted, tensor = devices_of(pool), pool.parallelism.tensor
     while True:
-        free = [seats.free(machine, pool.device) for machine in range(len(seats.machines))]
-        for devices in free:
+        for machine in seats.open:
+            devices = seats.free(machine, pool.device)
             if len(devices) >= wanted:
                 return seats.take(devices[:wanted], index)
+        free = [seats.free(machine, pool.device) for machine in seats.open]
         whole = [device for devices in free for device in devices[: len(devices) // tensor * tensor]]
         split = [device for devices in free for device in devices]
         # A replica that fits into one computer is not spread while computers can be added.
-        fits_one = seats.endless and wanted <= _domain(pool.device)
+        fits_one = seats.endless and wanted <= seats.domain(pool.device)
         for devices in () if fits_one else (whole, split):
-            if len(devices) >= wanted and not (seats.endless and devices is split and tensor <= _domain(pool.device)):
+            if len(devices) >= wanted and not (
+                seats.endless and devices is split and tensor <= seats.domain(pool.device)
+            ):
                 return seats.take(devices[:wanted], index)
         if not seats.endless:
             raise _too_few(index, pool, seats, pools)
         seats.add(pool.device)
-
-
-def _domain(kind: str) -> int:
-    scale_up = catalog.device(kind).scale_up
-    return scale_up.domain if scale_up else 1
 
 
 def _too_few(index: int, pool: Pool, seats: _Seats, pools: Sequence[Pool]) -> InputError:
