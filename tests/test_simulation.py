@@ -11,6 +11,7 @@ import pytest
 from running import MS, scenario_of
 from servetwin.results.files import write_run
 from servetwin.results.run import REQUEST_COLUMNS, STEP_COLUMNS, Run
+from servetwin.scenario.load import from_data
 from servetwin.simulation import simulate
 
 CHAT: dict[str, Any] = {
@@ -180,3 +181,17 @@ def test_why_requests_failed_is_noted() -> None:
     long = {**CHAT, "input_tokens": {"distribution": "uniform", "min": 700, "max": 900}}
     (note,) = simulate(scenario_of(SMALL, workload=long)).notes
     assert note.startswith("80 failed, the first of them: its prompt of ")
+
+
+def test_a_bandwidth_that_changes_nothing_is_said_so() -> None:
+    data = {
+        "model": "meta-llama/Llama-3.1-8B",
+        "workload": {"arrivals": {"process": "all_at_once"}, "requests": 1, "input_tokens": 10, "output_tokens": 2},
+        "pools": [{"device": "h100_sxm", "device_overrides": {"memory_bandwidth": "10TB/s"}}],
+    }
+    (note,) = simulate(from_data(data, None, Path())).notes
+    assert note == (
+        "pool pool0: memory_bandwidth 10TB/s changes only what the roofline prices; what was measured on h100_sxm keeps "
+        "its time (timing.source: roofline prices all of it)"
+    )
+    assert not simulate(from_data(data | {"timing": {"source": "roofline"}}, None, Path())).notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from servetwin import __version__
+from servetwin import __version__, catalog
+from servetwin.catalog.units import format_rate
 from servetwin.cluster.build import Built, build
 from servetwin.cluster.ended import EndedRequests
 from servetwin.cluster.traffic import link_bytes
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from servetwin.workload.table import RequestTable
 
 Progress = Callable[[int, int, int], None]
+
+MEASURED = ("silicon", "profile")
+"""How the name of a pricing begins whose times are measured ones first."""
 
 LINK_STEPS = ("engine", "steps", "start_ns", "end_ns", "prefill_seqs", "prefill_tokens", "decode_seqs")
 """Columns of the steps that tell what was carried over links, and for how long."""
@@ -150,8 +154,20 @@ def _run(
         schedule=_schedule(log) if kept_schedule is None else kept_schedule,
         slo=None if slo is None else {"ttft_ns": slo.ttft, "tpot_ns": slo.tpot, "e2el_ns": slo.e2el},
         versions=hashes,
-        notes=[*table.notes, *ended.failures()],
+        notes=[*table.notes, *_without_effect(built), *ended.failures()],
     )
+
+
+def _without_effect(built: Built) -> Iterator[str]:
+    """What was asked for but changes nothing: measured kernels keep the times of the device that they were timed on."""
+    for pool, pricing in {replica.pool.name: (replica.pool, replica.pricing) for replica in built.replicas}.values():
+        wanted = pool.device_overrides.memory_bandwidth if pool.device_overrides else None
+        published = catalog.device(pool.device).memory_bandwidth
+        if wanted is not None and abs(wanted / published - 1) > 0.01 and pricing.source.startswith(MEASURED):
+            yield (
+                f"pool {pool.name}: memory_bandwidth {format_rate(wanted)} changes only what the roofline prices; what "
+                f"was measured on {pool.device} keeps its time (timing.source: roofline prices all of it)"
+            )
 
 
 def _kept(folder: ResultFolder | None, table: str, hand_over: Callable[[], None]) -> StoredColumns | None:

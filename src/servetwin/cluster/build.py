@@ -18,7 +18,6 @@ from servetwin.engine.log import StepLog
 from servetwin.engine.rank import Rank
 from servetwin.errors import InputError
 from servetwin.fabric.network import Network
-from servetwin.model.kernels import Collective
 from servetwin.scenario.placement import devices_of, placed
 from servetwin.scenario.schema import Pool, Scenario
 from servetwin.timing.choose import Pricing, pricing_for
@@ -36,7 +35,8 @@ class Replica:
     engines: tuple[int, ...]
     devices: tuple[int, ...]
     """in rank order (see `scenario.placement`)"""
-    collectives: tuple[Collective, ...]
+    pricing: Pricing
+    """how their steps are priced"""
     in_step: bool
     """whether its data-parallel ranks keep step with each other"""
 
@@ -114,7 +114,7 @@ def _add(
         found = list(replica_engines(pool, options, pricing, timers[where], base, running))
         running.cluster.engines += found
         numbers, in_step = tuple(engine.number for engine in found), isinstance(found[0], Rank)
-        built.replicas.append(Replica(pool, numbers, devices, pricing.collectives, in_step))
+        built.replicas.append(Replica(pool, numbers, devices, pricing, in_step))
         built.pools.extend([pool.name] * len(found))
         built.pricing.extend([pricing] * len(found))
 

@@ -32,7 +32,7 @@ def link_bytes(built: Built, steps: Steps) -> Floats:
     starts = np.searchsorted(steps["engine"], numbers)
     ends = np.searchsorted(steps["engine"], numbers, side="right")
     for replica in built.replicas:
-        if replica.collectives:
+        if replica.pricing.collectives:
             of_ranks = [{name: steps[name][starts[n] : ends[n]] for name in steps} for n in replica.engines]
             carried += _of_replica(network, replica, of_ranks)
     return carried
@@ -59,13 +59,13 @@ def _of_replica(network: Network, replica: Replica, of_ranks: Sequence[Steps]) -
             replica.devices[rank * each : (rank + 1) * each], degrees.tensor, degrees.pipeline, 1
         )
         logits = steps["prefill_seqs"] + steps["decode_seqs"] * (1 + drafts)
-        for operator in replica.collectives:
+        for operator in replica.pricing.collectives:
             if not (together and _over_ranks(operator)):
                 rows = logits if operator.rows == "logits" else computed[rank]
                 carried += own.traffic(operator, np.repeat(rows, steps["steps"]))
     if together:
         whole = network.fabric.replica(replica.devices, degrees.tensor, degrees.pipeline, degrees.data)
-        for operator in filter(_over_ranks, replica.collectives):
+        for operator in filter(_over_ranks, replica.pricing.collectives):
             rows = gathered if operator.rows == "gathered" else computed[0]
             carried += whole.traffic(operator, np.repeat(rows, of_ranks[0]["steps"]))
     return carried
