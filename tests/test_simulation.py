@@ -191,7 +191,7 @@ def test_a_bandwidth_that_changes_nothing_is_said_so() -> None:
     }
     (note,) = simulate(from_data(data, None, Path())).notes
     assert note == (
-        "pool pool0: memory_bandwidth 10TB/s changes only what the roofline prices; what was measured on h100_sxm keeps "
-        "its time (timing.source: roofline prices all of it)"
+        "pool pool0: memory_bandwidth 10TB/s changes only what the roofline prices; what was measured on h100_sxm "
+        "keeps its time (timing.source: roofline prices all of it)"
     )
     assert not simulate(from_data(data | {"timing": {"source": "roofline"}}, None, Path())).notes
