@@ -25,7 +25,7 @@ the step on a100_sxm, h100_sxm and h200_sxm with two devices."""
 class Software:
     """Protocols of the communication library, and of the engine's own kernel for small all-reduces."""
 
-    library: tuple[Protocol, ...] = (Protocol(),)
+    collectives: tuple[Protocol, ...] = (Protocol(),)
     kernel: tuple[Protocol, ...] = (Protocol(),)
 
 
@@ -74,13 +74,13 @@ def priced(
     def run(name: str) -> list[PricedSchedule]:
         if name == "hierarchical":
             ordered = [order for _, order in grids]
-            return [PricedSchedule(x, topology, ordered, software.library) for x in _levels(kind, dims) if dims]
+            return [PricedSchedule(x, topology, ordered, software.collectives) for x in _levels(kind, dims) if dims]
         if name == "custom":
             plans = _flat(kind, "one_shot", ranks) if _custom(topology, members) else []
             return [PricedSchedule(x, topology, members, software.kernel, CUSTOM_BYTES) for x in plans]
         own = kind == "allreduce" and name == "one_shot"
         plans = _rings(kind, ranks, _meshed(topology, members)) if name == "rings" else _flat(kind, name, ranks)
-        return [PricedSchedule(x, topology, members, software.kernel if own else software.library) for x in plans]
+        return [PricedSchedule(x, topology, members, software.kernel if own else software.collectives) for x in plans]
 
     if algorithm != "auto":
         return run(algorithm)
