@@ -122,7 +122,7 @@ class StepLog:
     def step(self, engine: int, batch: Batch, used: int) -> None:
         shape = batch.shape
         assert shape is not None
-        self._add(
+        self.add(
             [
                 engine,
                 batch.index,
@@ -146,7 +146,7 @@ class StepLog:
             if self.keep is not None and len(self.schedule) >= PACKED:
                 self.hand_over_entries()
 
-    def _add(self, row: list[int]) -> None:
+    def add(self, row: list[int]) -> None:
         """Append a row of COLUMNS, or let the engine's last one grow by it."""
         last = self._open.get(row[0])
         if last is not None and not self.expand and continues(last, row):
@@ -158,6 +158,16 @@ class StepLog:
             self.rows.append(tuple(last))
             if len(self.rows) >= PACKED:
                 self._settle()
+
+    def take(self, rows: Ints) -> None:
+        """Append rows of COLUMNS, shape (rows, columns), none of which may grow."""
+        if self.keep is None:
+            self._pack()
+            self._packed.append([narrowed(rows[:, i]) for i in range(len(COLUMNS))])
+        else:
+            self._hand_over()
+            self.keep("steps", self._kept_rows, {name: rows[:, i] for i, name in enumerate(COLUMNS)})
+            self._kept_rows += 1
 
     def run(
         self,
@@ -174,11 +184,11 @@ class StepLog:
         steps = len(ends)
         seqs, context = shape.decode_seqs, shape.decode_context
         if not self.expand:
-            self._add([engine, first, steps, begins[0], ends[-1], 0, 0, 0, seqs, context, *queue, used[-1], 0])
+            self.add([engine, first, steps, begins[0], ends[-1], 0, 0, 0, seqs, context, *queue, used[-1], 0])
         else:
             for i in range(steps):
                 later = context + i * seqs
-                self._add([engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0])
+                self.add([engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0])
         if self.schedule is not None:
             for i in range(steps):
                 self.schedule += [(engine, first + i, row, 1) for row in requests]
