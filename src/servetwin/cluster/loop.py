@@ -201,7 +201,9 @@ class Cluster:
         stops = self._others_wait or self.sessions.waiting > 0
         limit, number = FOREVER, 0
         if self._happenings:
-            limit = self._happenings[0][0]
+            limit, kind, _, _ = self._happenings[0]
+            if kind == TOKENISING and not stops:
+                return False  # which looks at no engine
         if stops and (wake := self._first_wake()) is not None and wake < limit:
             limit, number = self._wakes[0]
         ended, left = fleet.advance(limit, number, stops)

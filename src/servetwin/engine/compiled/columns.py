@@ -68,12 +68,13 @@ NEVER: Final = np.iinfo(np.int64).max
     OUTPUTS,
     HELD,  # KV blocks
     CACHED,  # of them, blocks that could be found
+    QUIET,  # tokens up to which the cache has nothing to do
     SCHEDULED_NS,
     FIRST_NS,
     LAST_NS,
     ENDED,
     SLOT_COLUMNS,
-) = range(18)
+) = range(19)
 
 # One row a batch in flight, and one an entry of it:
 NUMBER, ENTRIES, BEGIN_NS, END_NS, INDEX, SCHEDULED_AT, BATCH_COLUMNS = range(7)

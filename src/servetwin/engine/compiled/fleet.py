@@ -69,7 +69,7 @@ class Fleet:
         self._prices = Prices(timers, max(options.max_num_batched_tokens for options in all_options), most)
         places = max(options.max_batches for options in all_options)
         self._state = np.zeros((count, c.ENGINE_COLUMNS), np.int64)
-        self._wakes = np.full(count, c.NEVER)
+        self._wakes, self._dues = np.full(count, c.NEVER), np.full(count, c.NEVER)
         self._slots = np.zeros((0, c.SLOT_COLUMNS), np.int64)
         self._running = np.zeros((count, most), np.int64)
         self._batches = np.zeros((count, places, c.BATCH_COLUMNS), np.int64)
@@ -116,13 +116,8 @@ class Fleet:
         self._requests[request.row] = request
         stop = WITHOUT_LIMIT if request.stop_after is None else request.stop_after
         numbers = request.row, request.prompt, request.max_tokens, stop
-        while not push(engine, at, *numbers, self._state, self._wakes, self._slots, self._counters):
+        while not push(engine, at, *numbers, self._state, self._wakes, self._dues, self._slots, self._counters):
             self._more_slots()
-
-    @property
-    def next_wake(self) -> int:
-        """When the next engine is woken, NEVER if none is."""
-        return int(self._wakes.min())
 
     def advance(self, limit: int, number: int, stops_at_end: bool) -> tuple[list[Request], list[Left]]:
         """Go on up to before the wake of engine `number` at `limit` (see the kernel); the requests that have ended on
@@ -134,19 +129,8 @@ class Fleet:
         left: list[Left] = []
         out = self._counters, self._rows, self._gaps, self._ends, self._last_rows, self._prices.booked, self._expand
         while True:
-            code = advance(
-                limit,
-                number,
-                stops_at_end,
-                self._state,
-                self._wakes,
-                self._slots,
-                self._running,
-                self._batches,
-                self._entries,
-                self._prices.tables,
-                out,
-            )
+            state = self._state, self._slots, self._running, self._batches, self._entries
+            code = advance(limit, number, stops_at_end, self._wakes, self._dues, state, self._prices.tables, out)
             if code != c.PRICE and self._counters[c.ENDS]:
                 ended += self._take_ended()
             if code == c.FULL:
@@ -200,16 +184,15 @@ class Fleet:
         now, engine = int(self._wakes[e]), self._engines[e]
         self._take_records()
         self._close_rows(e)
-        self._wakes[e], self.holds[e] = c.NEVER, False
+        self._wakes[e] = self._dues[e] = c.NEVER
+        self.holds[e] = False
         state = self._state[e].tolist()
         running = [self._take_back(slot) for slot in self._running[e, : state[c.RUNNING]].tolist()]
         for request in running:
             request.status = Status.RUNNING
         waiting = [request for _, request in self._listed(state[c.WAITING_HEAD])]
         coming = self._listed(state[c.INBOX_HEAD])
-        flying = [
-            self._batch(e, (state[c.OLDEST] + i) % state[c.ROOM], running, state) for i in range(state[c.FLYING])
-        ]
+        flying = [self._batch(e, (state[c.OLDEST] + i) % state[c.ROOM], running, state) for i in range(state[c.FLYING])]
         scheduler = engine.scheduler
         scheduler.prefix_queries = state[c.QUERIES]
         scheduler.riding.resume(flying, state[c.SCHEDULED], state[c.PROCESSED], state[c.LAST_OUTPUTS_NS])
