@@ -17,7 +17,7 @@ from __future__ import annotations
 import numba
 
 from servetwin.engine.compiled.columns import *
-from servetwin.engine.compiled.pricing import least_ns
+from servetwin.engine.compiled.pricing import fixed_ns
 from servetwin.engine.compiled.run import coast
 from servetwin.engine.compiled.steps import launch, schedule, update
 
@@ -39,7 +39,7 @@ def advance(limit, number, stops_at_end, wakes, dues, state, prices, out):
             while dues[e] < limit:
                 if _nearly_full(out):
                     return FULL
-                code = _wake(e, wakes[e], limit, wakes, state, prices, out)
+                code = _wake(e, wakes[e], limit, False, wakes, state, prices, out)
                 if code != DONE:
                     counters[CURRENT] = e
                     return code
@@ -58,7 +58,7 @@ def advance(limit, number, stops_at_end, wakes, dues, state, prices, out):
         for other in range(len(dues)):
             if other != e:
                 others = min(others, dues[other])
-        code = _wake(e, wakes[e], others, wakes, state, prices, out)
+        code = _wake(e, wakes[e], others, True, wakes, state, prices, out)
         counters[CURRENT] = e
         if code != DONE:
             return code
@@ -88,7 +88,7 @@ def _due(e, wake, state, prices):
     outputs = min(outputs, (engines[e, FREE] // count - 1) * engines[e, BLOCK_SIZE])
     if outputs <= engines[e, ROOM] or count > engines[e, BUDGET]:
         return wake
-    return wake + (outputs - engines[e, ROOM]) * least_ns(engines[e, TIMER], count, prices)
+    return wake + (outputs - engines[e, ROOM]) * max(0, fixed_ns(engines[e, TIMER], count, prices))
 
 
 @compiled
@@ -137,7 +137,7 @@ def _nearly_full(out):
 
 
 @compiled
-def _wake(e, now, limit, wakes, state, prices, out):
+def _wake(e, now, limit, stops_at_end, wakes, state, prices, out):
     """`Engine.wake`, or the rest of it behind a price that was missing. Nothing from outside comes before `limit`."""
     engines, slots, _, batches, _ = state
     room = engines[e, ROOM]
@@ -155,8 +155,9 @@ def _wake(e, now, limit, wakes, state, prices, out):
                 engines[e, FLYING] -= 1
                 engines[e, AWAITING] = 0
             _open_inbox(e, now, engines, slots)
-            now = coast(e, now, limit, state, prices, out)
-            _open_inbox(e, now, engines, slots)
+            if not (stops_at_end and out[0][ENDS]):  # then another request may come in its place
+                now = coast(e, now, limit, state, prices, out)
+                _open_inbox(e, now, engines, slots)
             if not (engines[e, RUNNING] or engines[e, WAITING] or engines[e, UNFLUSHED]):
                 if engines[e, FLYING]:
                     engines[e, AWAITING] = 1

@@ -44,7 +44,8 @@ class Prices:
     - `decode_line` (timers, parts, seqs + 1): which of the lines gives decode attention for so many sequences; -1: not
       known yet. `decode_parts` (timers, parts, 4) floats: factor, calls a step, most keys, share of the unevenness;
     - `prefill_line`, `prefill_parts`: the same of prefill attention; factor, calls, window, nothing;
-    - `lines` (lines, 5, points) floats: x, y, slope or power, kind of knowledge at each point and behind it.
+    - `lines` (lines, 5, points) floats: x, y, slope or power, kind of knowledge at each point and behind it;
+    - `places` (2 parts,): where the last look-ups on lines have ended, which the kernel notes.
     """
 
     def __init__(self, timers: Sequence[StepTimer], tokens: int, seqs: int) -> None:
@@ -60,6 +61,7 @@ class Prices:
         self._line_of = [np.full((count, parts, seqs + 1), -1, np.int64) for _ in range(2)]
         self._parts = [np.zeros((count, parts, 4)) for _ in range(2)]
         self._lines, self._known = np.full((64, 5, 2), np.inf), 0
+        self._places = np.zeros(2 * parts, np.int64)
         self.booked = np.zeros((count, len(KINDS)), np.int64)
         """ns priced by kind of knowledge, for each timer; the kernel adds to it"""
         for i, timer in enumerate(timers):
@@ -91,7 +93,7 @@ class Prices:
     def tables(self) -> tuple[Any, ...]:
         (decode_line, prefill_line), (decode_parts, prefill_parts) = self._line_of, self._parts
         known = self._laws, self._padded, self._dense, self._head
-        return *known, decode_line, decode_parts, prefill_line, prefill_parts, self._lines
+        return *known, decode_line, decode_parts, prefill_line, prefill_parts, self._lines, self._places
 
     def learn(self, i: int, shape: StepShape) -> None:
         """Make what the price of a step of `shape` by timer `i` needs."""

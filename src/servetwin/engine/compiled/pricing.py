@@ -8,12 +8,14 @@ import numba
 from servetwin.engine.compiled.columns import *
 
 compiled = numba.njit(cache=True, error_model="numpy")
+inlined = numba.njit(error_model="numpy", inline="always")
+"""For what is called in every step: handing over arrays takes longer than the work."""
 
 
 @compiled
 def step_ns(timer, prefills, prefill_tokens, prefill_context, pairs, decodes, context, most, prices, booked):
     """`StepTimer.step_ns` of the shape, booked; -1 when the tables lack something (see `Prices`)."""
-    timers, padded, dense, head, decode_line, decode_parts, prefill_line, prefill_parts, lines = prices
+    timers, padded, dense, head, decode_line, decode_parts, prefill_line, prefill_parts, lines, places = prices
     if timers[timer, KIND] == LINEAR:
         tokens = prefill_context + prefill_tokens + context + decodes
         ns = (
@@ -45,48 +47,55 @@ def step_ns(timer, prefills, prefill_tokens, prefill_context, pairs, decodes, co
         booked[timer, kind] += whole
         total += whole
     if decodes:
-        total += _decode_attention(timer, decodes, context, most, decode_line, decode_parts, lines, booked)
+        total += decode_attention(timer, decodes, context, most, decode_line, decode_parts, lines, places, booked, 1)
     return total
 
 
-@compiled
-def _decode_attention(timer, decodes, context, most, decode_line, decode_parts, lines, booked):
-    """Over all parts of the model; `uneven` of `servetwin.timing.operators` is where the last lines come from."""
+@inlined
+def decode_attention(timer, decodes, context, most, decode_line, decode_parts, lines, places, booked, sign):
+    """ns over all parts of the model, booked (`sign` 1) or unbooked (-1)."""
     total, differ = 0, most * decodes > context
     for part in range(decode_line.shape[1]):
         line = decode_line[timer, part, decodes]
         if line < 0:  # a model of fewer parts
             break
         factor, clip = decode_parts[timer, part, 0], decode_parts[timer, part, 2]
-        ns, kind = _on_line(lines, line, min(context / decodes + 1.0, clip))
+        ns, kind = _on_line(lines, line, min(context / decodes + 1.0, clip), places, 2 * part)
         ns *= factor
         if differ:
-            longest, _ = _on_line(lines, line, min(most + 1.0, clip))
+            longest, _ = _on_line(lines, line, min(most + 1.0, clip), places, 2 * part + 1)
             ns += decode_parts[timer, part, 3] * (longest * factor - ns)
         whole = int(ns * decode_parts[timer, part, 1])
-        booked[timer, kind] += whole
+        booked[timer, kind] += sign * whole
         total += whole
     return total
 
 
 @compiled
-def least_ns(timer, decodes, prices):
-    """A time that no step of so many decodes falls below."""
-    timers, padded, dense, head, _, _, _, _, _ = prices
+def fixed_ns(timer, decodes, prices):
+    """What a step of so many decodes takes at least, whatever their contexts; -1 when the tables lack it."""
+    timers, padded, dense, head, _, _, _, _, _, _ = prices
     if timers[timer, KIND] == LINEAR:
         return timers[timer, BASE] + timers[timer, A_DECODE] * decodes
     rows = padded[timer, decodes]
     if dense[timer, rows, 0] < 0 or head[timer, decodes, 0] < 0:
-        return 0
-    return dense[timer, rows].sum() + head[timer, decodes].sum()
+        return -1
+    total = 0
+    for kind in range(dense.shape[2]):
+        total += dense[timer, rows, kind] + head[timer, decodes, kind]
+    return total
 
 
 @compiled
-def unbook(timer, decodes, context, most, prices, booked):
-    """Take a pure decode step that was priced and will not happen out of the ledger."""
-    before = booked[timer].copy()
-    step_ns(timer, 0, 0, 0, 0, decodes, context, most, prices, booked)
-    booked[timer] = 2 * before - booked[timer]
+def book_fixed(timer, decodes, steps, prices, booked):
+    """Book `fixed_ns` of so many steps."""
+    timers, padded, dense, head, _, _, _, _, _, _ = prices
+    if timers[timer, KIND] == LINEAR:
+        booked[timer, ANALYTIC_KIND] += steps * fixed_ns(timer, decodes, prices)
+        return
+    rows = padded[timer, decodes]
+    for kind in range(dense.shape[2]):
+        booked[timer, kind] += steps * (dense[timer, rows, kind] + head[timer, decodes, kind])
 
 
 @compiled
@@ -102,10 +111,15 @@ def _point(lines, line, at):
     return low - 1
 
 
-@compiled
-def _on_line(lines, line, at):
-    """`Curve.price`; a line is (xs, ys, slopes, kinds at points, kinds behind them), xs filled up with infinity."""
-    i = _point(lines, line, at)
+@inlined
+def _on_line(lines, line, at, places, last):
+    """`Curve.price`; a line is (xs, ys, slopes, kinds at points, kinds behind them), xs filled up with infinity.
+
+    `places[last]` is where it was found last: mostly it is there again.
+    """
+    i = places[last]
+    if i < 0 or i + 1 >= lines.shape[2] or at < lines[line, 0, i] or at >= lines[line, 0, i + 1]:
+        i = places[last] = _point(lines, line, at)
     if i < 0:
         return lines[line, 1, 0], EXTRAPOLATED_KIND
     beyond = at - lines[line, 0, i]

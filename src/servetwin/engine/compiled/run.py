@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 
 from servetwin.engine.compiled.columns import *
-from servetwin.engine.compiled.pricing import step_ns, unbook
+from servetwin.engine.compiled.pricing import book_fixed, decode_attention, fixed_ns
 from servetwin.engine.compiled.steps import log_step
 
 compiled = numba.njit(cache=True, error_model="numpy")
@@ -20,35 +20,58 @@ def coast(e, now, limit, state, prices, out):
     """Carry out steps in which all that run get a token and nobody ends, from the loop top at `now` on, as long as
     their outputs come before `limit` and no request has reached the engine; the loop top at which that is over."""
     engines, slots, running, batches, _ = state
-    counters, gaps, booked = out[0], out[2], out[5]
-    count, ahead = engines[e, RUNNING], engines[e, ROOM] - 1
+    counters, _, gaps, _, last_rows, booked, expand = out
+    timers, _, _, _, decode_line, decode_parts, _, _, lines, places = prices
+    count, ahead, timer = engines[e, RUNNING], engines[e, ROOM] > 1, engines[e, TIMER]
     steps, context, most = _planned(e, engines, slots, running, batches)
-    steps = 0 if out[6][0] else min(steps, len(gaps) - 8 * running.shape[1] - counters[GAPS])
-    head = engines[e, INBOX_HEAD]
-    until = slots[head, AT] if head >= 0 else NEVER
-    timer = engines[e, TIMER]
+    if steps < 2 or expand[0]:
+        return now
+    steps = min(steps, len(gaps) - 8 * running.shape[1] - counters[GAPS])
+    fixed, known = fixed_ns(timer, count, prices), True
+    linear, a_token = timers[timer, KIND] == LINEAR, timers[timer, A_CONTEXT_TOKEN]
+    for part in range(0 if linear else timers[timer, DECODE_PARTS]):
+        known = known and decode_line[timer, part, count] >= 0
+    if fixed < 0 or not known:
+        return now
+    arrival = NEVER
+    if engines[e, INBOX_HEAD] >= 0:
+        arrival = slots[engines[e, INBOX_HEAD], AT]
     before = engines[e, STEP_NS] + engines[e, SEQ_NS] * count
     gap = engines[e, GAP_NS] + engines[e, GAP_SEQ_NS] * count
-    flying_end, last_outputs, scheduled_at, begin, done = engines[e, LAST_END], engines[e, LAST_OUTPUTS_NS], now, now, 0
-    while done < steps and now < until and not (ahead and flying_end >= limit):
-        ns = step_ns(timer, 0, 0, 0, 0, count, context, most, prices, booked)
-        if ns < 0:
+    free, last_outputs = engines[e, DEVICE_FREE], engines[e, LAST_OUTPUTS_NS]
+    scheduled_at = begin = now
+    first_begin = first_end = done = 0
+    first_context, at_gaps = context, counters[GAPS]
+    while done < steps and now < arrival and not (ahead and free >= limit):
+        if linear:
+            ns = a_token * (context + count)
+            booked[timer, ANALYTIC_KIND] += ns
+        else:
+            ns = decode_attention(timer, count, context, most, decode_line, decode_parts, lines, places, booked, 1)
+        ready = max(now + before, free)
+        end = ready + fixed + ns + gap
+        following = free if ahead else end
+        if following >= limit:  # it happens, but is not over
+            if linear:
+                booked[timer, ANALYTIC_KIND] -= ns
+            else:
+                decode_attention(timer, count, context, most, decode_line, decode_parts, lines, places, booked, -1)
             break
-        begin = max(now + before, engines[e, DEVICE_FREE])
-        end = begin + ns + gap
-        following = flying_end if ahead else end
-        if following >= limit:
-            unbook(timer, count, context, most, prices, booked)
-            break
-        log_step(e, begin, end, 0, 0, 0, count, context, engines, out)
-        gaps[counters[GAPS], 0], gaps[counters[GAPS], 1] = following - last_outputs, count
-        counters[GAPS] += 1
-        scheduled_at, now, last_outputs = now, following, following
-        engines[e, DEVICE_FREE] = flying_end = end
+        gaps[at_gaps, 0], gaps[at_gaps, 1] = following - last_outputs, count
+        at_gaps += 1
+        if not done:
+            first_begin, first_end = ready, end
+        begin, scheduled_at, now, last_outputs, free = ready, now, following, following, end
         context, most, done = context + count, most + 1, done + 1
     if done:
+        counters[GAPS] = at_gaps
+        book_fixed(timer, count, done, prices, booked)
+        log_step(e, first_begin, first_end, 0, 0, 0, count, first_context, engines, out)
+        last_rows[e, 2] += done - 1
+        engines[e, STEPS] += done - 1
+        engines[e, DEVICE_FREE] = free
         _carry_out(e, done, begin, scheduled_at, now, state)
-        out[4][e, 12] = engines[e, USABLE] - engines[e, FREE]
+        last_rows[e, 4], last_rows[e, 12] = free, engines[e, USABLE] - engines[e, FREE]
     return now
 
 
