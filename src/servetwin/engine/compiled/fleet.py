@@ -133,8 +133,11 @@ class Fleet:
             code = advance(limit, number, stops_at_end, self._wakes, self._dues, state, self._prices.tables, out)
             if code != c.PRICE and self._counters[c.ENDS]:
                 ended += self._take_ended()
-            if code == c.FULL:
-                self._take_records()
+            if code == c.FULL:  # mostly one of the two
+                if self._counters[c.ROWS] > PACKED // 2:
+                    self._take_rows()
+                if self._counters[c.GAPS] > len(self._gaps) // 2:
+                    self._take_gaps()
             elif code == c.PRICE:
                 current = int(self._counters[c.CURRENT])
                 self._prices.learn(int(self._state[current, c.TIMER]), self._unpriced(current))
@@ -158,15 +161,15 @@ class Fleet:
         self._counters[c.ENDS] = 0
         return ended
 
-    def _take_records(self) -> None:
-        """Hand over what was gathered of steps and gaps. A row that the log did not take yet is not forgotten."""
-        counters = self._counters
-        if counters[c.ROWS]:
-            self._log.take(self._rows[: counters[c.ROWS]].copy())
-            counters[c.ROWS] = 0
-        if counters[c.GAPS]:
-            self._engines[0].scheduler.riding.gaps.take(self._gaps[: counters[c.GAPS]])
-            counters[c.GAPS] = 0
+    def _take_rows(self) -> None:
+        """Hand over what was gathered of steps. A row that the log did not take yet is not forgotten."""
+        if self._counters[c.ROWS]:
+            self._log.take(self._rows[: self._counters[c.ROWS]].copy())
+            self._counters[c.ROWS] = 0
+
+    def _take_gaps(self) -> None:
+        self._engines[0].scheduler.riding.gaps.take(self._gaps[: self._counters[c.GAPS]])
+        self._counters[c.GAPS] = 0
 
     def _unpriced(self, e: int) -> StepShape:
         """The shape of the batch that an engine waits to launch."""
@@ -182,7 +185,7 @@ class Fleet:
 
     def _leave(self, e: int) -> Left:
         now, engine = int(self._wakes[e]), self._engines[e]
-        self._take_records()
+        self._take_rows()
         self._close_rows(e)
         self._wakes[e] = self._dues[e] = c.NEVER
         self.holds[e] = False
@@ -253,7 +256,8 @@ class Fleet:
 
     def settle(self) -> None:
         """Hand over all that was gathered, and tell engines and timers what they would know themselves."""
-        self._take_records()
+        self._take_rows()
+        self._take_gaps()
         self._prices.settle()
         for e, engine in enumerate(self._engines):
             self._close_rows(e)
