@@ -21,7 +21,7 @@ from servetwin.timing.host import HostOverhead
 from servetwin.workload.table import RequestTable
 from workloads import engines, tables
 
-pytest.importorskip("numba", reason="compiled engines need the extra 'fast'")
+pytest.importorskip("numba", reason="compiled engines need the extra numba")
 
 FIELDS = [
     "row", "engine", "arrival_ns", "queued_ns", "scheduled_ns", "first_token_ns", "last_token_ns", "finish_ns",
@@ -35,6 +35,7 @@ SLOW_HOST = HostOverhead(
 def run(scenario: Scenario, table: RequestTable, fleet: bool, host: HostOverhead | None, expand: bool) -> Built:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "WORTHWHILE", 0 if fleet else 1 << 62)
+        patch.setattr(compiled, "WORTH_COMPILING", 0)
         if host is not None:
             patch.setattr("servetwin.timing.choose.NO_OVERHEAD", host)
         built = build(scenario, table, base=Path(), log=StepLog(expand=expand))
@@ -154,7 +155,7 @@ def test_a_request_that_never_fits_fails_as_ever() -> None:
 def test_limits_of_the_router(waits: dict[str, Any]) -> None:
     rows = [Row(i * 3 * MS, prompt=40 + i, output=30 + i % 7) for i in range(60)]
     routing = {"policy": "least_loaded", **waits}
-    engines, held = assert_equal(scenario_of(replicas=2, routing=routing), table_of(rows))
+    _, held = assert_equal(scenario_of(replicas=2, routing=routing), table_of(rows))
     assert held == [True] * 2
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from servetwin.engine.compiled.fleet import Fleet
 
 WORTHWHILE = 25_000
-"""Requests from which on compiled code saves more time than it takes to load it (some 0.5 s)."""
+"""Requests from which on compiled code saves more time than it takes to load it (some 0.5 s, and 100 MiB)."""
+WORTH_COMPILING = 150_000
+"""Requests from which on it saves more than compiling takes, too, which is done once (some 8 s)."""
 
 
 def fleet_for(engines: list[Engine], log: StepLog, router: Router, table: RequestTable, tokens: bool) -> Fleet | None:
@@ -29,6 +31,8 @@ def fleet_for(engines: list[Engine], log: StepLog, router: Router, table: Reques
         return None
     if any(map(looks_at_engines, router.policies)):
         return None
-    from servetwin.engine.compiled.fleet import Fleet, fits
+    from servetwin.engine.compiled.fleet import Fleet, compiled_before, fits
 
-    return Fleet(engines, log) if all(map(fits, engines)) else None
+    if not all(map(fits, engines)) or (len(table) < WORTH_COMPILING and not compiled_before()):
+        return None
+    return Fleet(engines, log)

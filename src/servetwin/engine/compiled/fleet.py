@@ -8,6 +8,7 @@ which a request has to give way, or can never be served, leaves the fleet for go
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,12 @@ def fits(engine: Engine) -> bool:
         and not (options.lookahead_tokens or options.kv_consumer or options.kv_producer)
         and tells_all(engine.timer)
     )
+
+
+def compiled_before() -> bool:
+    """Whether numba keeps the compiled code, so that it is there at once."""
+    folder = advance.stats.cache_path
+    return folder is not None and any(Path(folder).glob("kernel.advance-*.nbi"))
 
 
 class Left(NamedTuple):

@@ -39,17 +39,14 @@ def advance(limit, number, stops_at_end, wakes, dues, state, prices, out):
             while dues[e] < limit:
                 if _nearly_full(out):
                     return FULL
-                code = _wake(e, wakes[e], limit, False, wakes, state, prices, out)
+                code = _wake(e, wakes[e], limit, stops_at_end, wakes, state, prices, out)
                 if code != DONE:
                     counters[CURRENT] = e
                     return code
                 dues[e] = _due(e, wakes[e], state, prices)
         return DONE
     while True:
-        e = 0
-        for other in range(1, len(dues)):
-            if dues[other] < dues[e]:
-                e = other
+        e = dues.argmin()  # the first of equals
         if dues[e] > limit or dues[e] == NEVER or (dues[e] == limit and e >= number):
             return DONE
         if _nearly_full(out):
@@ -58,7 +55,7 @@ def advance(limit, number, stops_at_end, wakes, dues, state, prices, out):
         for other in range(len(dues)):
             if other != e:
                 others = min(others, dues[other])
-        code = _wake(e, wakes[e], others, True, wakes, state, prices, out)
+        code = _wake(e, wakes[e], others, stops_at_end, wakes, state, prices, out)
         counters[CURRENT] = e
         if code != DONE:
             return code

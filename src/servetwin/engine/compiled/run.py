@@ -66,7 +66,8 @@ def coast(e, now, limit, state, prices, out):
     if done:
         counters[GAPS] = at_gaps
         book_fixed(timer, count, done, prices, booked)
-        log_step(e, first_begin, first_end, 0, 0, 0, count, first_context, engines, out)
+        none = done - done
+        log_step(e, first_begin, first_end, none, none, none, count, first_context, engines, out)
         last_rows[e, 2] += done - 1
         engines[e, STEPS] += done - 1
         engines[e, DEVICE_FREE] = free

@@ -158,7 +158,8 @@ def log_step(e, begin, end, prefills, prefill_tokens, prefill_context, decodes, 
         last_rows[e, 4], last_rows[e, 12] = end, used
         return
     if last_rows[e, 2]:
-        rows[counters[ROWS]] = last_rows[e]
+        for column in range(rows.shape[1]):
+            rows[counters[ROWS], column] = last_rows[e, column]
         counters[ROWS] += 1
     last_rows[e, 1], last_rows[e, 2], last_rows[e, 3], last_rows[e, 4] = engines[e, STEPS] - 1, 1, begin, end
     last_rows[e, 5], last_rows[e, 6], last_rows[e, 7] = prefills, prefill_tokens, prefill_context
