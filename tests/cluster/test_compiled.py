@@ -131,6 +131,14 @@ def test_measured_kernels(table: RequestTable, asynchronous: bool, model: str) -
     assert held, "these kernels are measured"
 
 
+def test_calibrated_kernels() -> None:
+    overlay = str(Path(__file__).parents[1] / "timing" / "overlay.yaml")
+    rows = [Row(i * 20 * MS, prompt=50 + i * 37 % 900, output=1 + i * 53 % 200) for i in range(200)]
+    scenario = scenario_of(replicas=2, timing={"source": "auto", "overlay": overlay})
+    _, held = assert_equal(scenario, table_of(rows))
+    assert held == [True] * 2
+
+
 def test_all_of_a_run_is_compiled() -> None:
     rows = [Row(i * 20 * MS, prompt=50 + i * 37 % 400, output=1 + i * 53 % 200) for i in range(300)]
     engines, held = assert_equal(scenario_of(replicas=3, timing={"source": "auto"}), table_of(rows))

@@ -31,8 +31,10 @@ def fleet_for(engines: list[Engine], log: StepLog, router: Router, table: Reques
         return None
     if any(map(looks_at_engines, router.policies)):
         return None
-    from servetwin.engine.compiled.fleet import Fleet, compiled_before, fits
-
+    try:
+        from servetwin.engine.compiled.fleet import Fleet, compiled_before, fits
+    except ImportError:  # a numba that does not go with this Python or numpy
+        return None
     if not all(map(fits, engines)) or (len(table) < WORTH_COMPILING and not compiled_before()):
         return None
     return Fleet(engines, log)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from importlib.util import find_spec
 
-from servetwin.engine.compiled.columns import NEVER
-from servetwin.engine.compiled.fleet import Fleet
 from servetwin.engine.engine import Engine
 from servetwin.engine.log import StepLog
 from servetwin.engine.options import SchedulerOptions
@@ -15,6 +15,11 @@ from servetwin.timing.linear import LinearTimer
 
 
 def main() -> None:
+    if find_spec("numba") is None:
+        sys.exit('numba is not installed; with it, long runs are faster: pip install "servetwin[numba]"')
+    from servetwin.engine.compiled.columns import NEVER
+    from servetwin.engine.compiled.fleet import Fleet
+
     options = SchedulerOptions(usable_blocks=100, max_num_batched_tokens=512, max_num_seqs=8, max_model_len=512)
     scheduler, log = Scheduler(options, options.new_kv_cache(shared=False), rides=True), StepLog()
     engine = Engine(0, scheduler, LinearTimer(1_000_000), log, lambda request, now: None)
