@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import numba
 
+from servetwin.engine.compiled.coast import coast
 from servetwin.engine.compiled.columns import *
 from servetwin.engine.compiled.pricing import fixed_ns
-from servetwin.engine.compiled.coast import coast
 from servetwin.engine.compiled.steps import launch, schedule, update
 
 compiled = numba.njit(cache=True, error_model="numpy")
