@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from servetwin import catalog
+from servetwin.cluster.compiled import fleet_for
 from servetwin.cluster.engines import Running, replica_engines, scheduler_options
 from servetwin.cluster.loop import Cluster, Progress
 from servetwin.cluster.network import links_of, network_of
@@ -90,6 +91,7 @@ def build(
     cluster.requests = requests
     models = [replica.pool.model or scenario.model for replica in built.replicas for _ in replica.engines]
     cluster.router.connect(cluster.engines, models, requests.chain)
+    cluster.fleet = fleet_for(cluster.engines, log, cluster.router, table, record_tokens)
     return built
 
 

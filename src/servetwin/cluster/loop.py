@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from servetwin.catalog.units import format_duration
 from servetwin.cluster.frontend import FrontEnd
@@ -23,8 +23,14 @@ from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request, Status
 from servetwin.workload.table import RequestTable
 
+if TYPE_CHECKING:
+    from servetwin.engine.compiled.fleet import Fleet
+
 Progress = Callable[[int, int, int], None]
 """Told now and then: requests ended, requests in all, simulated ns."""
+
+FOREVER = (1 << 63) - 1
+"""Later than any time."""
 
 ARRIVAL, DELIVERY, ABORT, TIMEOUT, TOKENISING = range(5)
 
@@ -50,13 +56,15 @@ class Cluster:
         """`model`: what requests ask for that name none."""
         self.table, self.router, self.progress = table, router, progress
         self.engines: list[Engine] = []
+        self.fleet: Fleet | None = None
+        """steps engines in compiled code, as long as they need nothing else"""
         self.requests: Requests | None = None
         self.ended_requests: list[Request] = []
         self.on_ended: Callable[[Request], None] = self.ended_requests.append
         """takes a request that has ended; what nobody else holds is then forgotten"""
         self.ended_count = 0
         self.unfinished: dict[int, Request] = {}
-        self.events = 0
+        self.events = self._turns = 0
         self.now = 0
         self._models = [model] if table.model is None else list(table.models)
         self._model_of = None if table.model is None else table.model.tolist()
@@ -147,19 +155,27 @@ class Cluster:
         self._wake_of = [None] * len(self.engines)
         happenings, wakes, wake_of = self._happenings, self._wakes, self._wake_of
         self._refill(0)
-        while happenings or wakes:
-            if not happenings or (wakes and wakes[0][0] < happenings[0][0]):
-                time, number = heapq.heappop(wakes)
-                if wake_of[number] != time:
-                    continue  # superseded by an earlier wake
-                self._wake(number, time)
-            else:
-                time, kind, row, request = heapq.heappop(happenings)
-                self._happen(time, kind, row, request)
-            while self._made_room:
-                self._made_room = False
-                self._refill(time)
-                self._empty_queue(time)
+        try:
+            while True:
+                if self.fleet is not None and self._advance(self.fleet):
+                    time = self.now
+                elif happenings and not (wakes and wakes[0][0] < happenings[0][0]):
+                    time, kind, row, request = heapq.heappop(happenings)
+                    self._happen(time, kind, row, request)
+                elif wakes:
+                    time, number = heapq.heappop(wakes)
+                    if wake_of[number] != time:
+                        continue  # superseded by an earlier wake
+                    self._wake(number, time)
+                else:
+                    break
+                while self._made_room:
+                    self._made_room = False
+                    self._refill(time)
+                    self._empty_queue(time)
+        finally:
+            if self.fleet is not None:
+                self.fleet.settle()
         if self.unfinished or self.sessions.waiting:  # C2: nothing is left to happen, so they would never end
             raise RuntimeError(f"requests {sorted(self.unfinished)[:5]} (or turns after them) never ended")
 
@@ -178,6 +194,36 @@ class Cluster:
             heapq.heappush(self._wakes, (following, number))
         if self.progress is not None and self.events % 512 == 0:
             self.progress(self.ended_count, len(self.table), time)
+
+    def _advance(self, fleet: Fleet) -> bool:
+        """Let a fleet go on until something happens outside it. True: a request of it has ended, and others wait for
+        that."""
+        stops = self._others_wait or self.sessions.waiting > 0
+        limit, number = FOREVER, 0
+        if self._happenings:
+            limit, kind, _, _ = self._happenings[0]
+            if kind == TOKENISING and not stops:
+                return False  # which looks at no engine
+        if stops and (wake := self._first_wake()) is not None and wake < limit:
+            limit, number = self._wakes[0]
+        ended, left = fleet.advance(limit, number, stops)
+        if stops and ended:
+            self.now = ended[0].finish_ns
+            self._last_wake = self.now, ended[0].engine
+        for request in ended:
+            self.ended(request, request.finish_ns)
+        for engine, now, coming in left:
+            for at, request in coming:
+                heapq.heappush(self._happenings, (at, DELIVERY, request.row, request))
+            self._wake_of[engine.number] = now
+            if stops:  # it is still at its turn
+                self._wake(engine.number, now)
+            else:
+                heapq.heappush(self._wakes, (now, engine.number))
+        self._turns += 1
+        if self.progress is not None and self._turns % 512 == 0:
+            self.progress(self.ended_count, len(self.table), self.now)
+        return stops and bool(ended or left)
 
     def _happen(self, time: int, kind: int, row: int, request: Request | None) -> None:
         if request is not None and _in_vain(kind, request):
@@ -268,12 +314,18 @@ class Cluster:
             if begin is not None:
                 heapq.heappush(self._happenings, (begin, TOKENISING, request.row, request))
             return True
-        request.queued_ns = now if self.table.at_engine else now + front_end.request_ns
-        if request.queued_ns == now:
+        self._bring(request, now if self.table.at_engine else now + front_end.request_ns, now)
+        return True
+
+    def _bring(self, request: Request, at: int, now: int) -> None:
+        """A request is on its way to its engine, which it reaches at `at`."""
+        request.queued_ns = at
+        if self.fleet is not None and self.fleet.holds[request.engine]:
+            self.fleet.send(request, request.engine, at)
+        elif at == now:
             self._deliver(request, None, now)
         else:
-            heapq.heappush(self._happenings, (request.queued_ns, DELIVERY, request.row, request))
-        return True
+            heapq.heappush(self._happenings, (at, DELIVERY, request.row, request))
 
     def _front_end(self, request: Request) -> FrontEnd:
         """The API server through which `request` comes; engines that step together are behind one."""
@@ -287,8 +339,7 @@ class Cluster:
     def _tokenise(self, front_end: FrontEnd, now: int) -> None:
         batch, ready, following = front_end.take_up(now)
         for request in batch:
-            request.queued_ns = ready
-            heapq.heappush(self._happenings, (ready, DELIVERY, request.row, request))
+            self._bring(request, ready, now)
             kind = self._gave_up.pop(request.row, None)
             if kind is not None:
                 heapq.heappush(self._happenings, (ready, kind, request.row, request))

@@ -42,9 +42,10 @@ def _of_replica(network: Network, replica: Replica, of_ranks: Sequence[Steps]) -
     degrees, ranks = replica.pool.parallelism, len(of_ranks)
     carried = np.zeros(len(network.topology.links))
     drafts = replica.pool.engine.num_speculative_tokens or 0
-    brought = [steps["prefill_tokens"] + steps["decode_seqs"] * (1 + drafts) for steps in of_ranks]
-    # Ranks that keep step with each other log the same passes, dummy batches included.
     together = ranks > 1 and replica.in_step
+    if together:
+        of_ranks = _pass_by_pass(of_ranks)
+    brought = [steps["prefill_tokens"] + steps["decode_seqs"] * (1 + drafts) for steps in of_ranks]
     if together:
         brought = [np.maximum(tokens, 1 + drafts) for tokens in brought]  # a dummy batch is one decode
         most = np.max(brought, axis=0)
@@ -69,6 +70,18 @@ def _of_replica(network: Network, replica: Replica, of_ranks: Sequence[Steps]) -
             rows = gathered if operator.rows == "gathered" else computed[0]
             carried += whole.traffic(operator, np.repeat(rows, of_ranks[0]["steps"]))
     return carried
+
+
+def _pass_by_pass(of_ranks: Sequence[Steps]) -> list[Steps]:
+    """The steps of ranks that keep step with each other, cut into rows of the same passes: each rank logs all passes,
+    dummy batches included, but not with the same rows."""
+    ends = [np.cumsum(steps["steps"]) for steps in of_ranks]
+    bounds = np.unique(np.concatenate(ends))
+    lengths = np.diff(bounds, prepend=0)
+    return [
+        {name: column[np.searchsorted(end, bounds)] for name, column in steps.items()} | {"steps": lengths}
+        for steps, end in zip(of_ranks, ends, strict=True)
+    ]
 
 
 def _over_ranks(operator: Collective) -> bool:

@@ -171,6 +171,11 @@ class Engine:
         if self.run is not None:
             self.run.take_blocks(self.scheduler, now + passed)
 
+    def resume(self, flying: Sequence[Batch], steps: int, device_free: int, last_end: int) -> None:
+        """Go on from this state, at the top of the loop; the scheduler has taken over its own."""
+        self._batches.extend(flying)
+        self.steps, self._device_free[0], self._last_end = steps, device_free, last_end
+
     def occupy_until(self, ns: int) -> None:
         """The device is busy until `ns`."""
         self._device_free[0] = self._last_end = ns

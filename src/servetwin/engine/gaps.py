@@ -41,6 +41,13 @@ class Gaps:
         if len(self._ns) >= PENDING and len(self._ns) >= len(self._known[0]) // 2:
             self._put_together()
 
+    def take(self, pairs: Ints) -> None:
+        """Gaps (ns) and how often each occurred, shape (gaps, 2)."""
+        self._ns.frombytes(pairs[:, 0].tobytes())
+        self._times.frombytes(pairs[:, 1].tobytes())
+        if len(self._ns) >= PENDING and len(self._ns) >= len(self._known[0]) // 2:
+            self._put_together()
+
     def counts(self) -> tuple[Ints, Ints]:
         """All gaps (ns) in rising order, and how often each occurred."""
         self._put_together()

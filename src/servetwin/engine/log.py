@@ -44,10 +44,11 @@ ENTRIES = ("engine", "step", "request", "tokens")
 
 @dataclass
 class StepLog:
-    """One row a step, or one a run of steps of an unchanged decode batch (`steps` > 1).
+    """One row a step, or one for consecutive decode steps of an unchanged batch and queue (`steps` > 1).
 
-    A run's row has the shape of its first step (each later one has `decode_seqs` more tokens of context), starts with
-    the first and ends with the last, and counts the blocks used after its last step. `expand`: one row a step always.
+    Such a row has the shape of its first step (each later one has `decode_seqs` more tokens of context), starts with
+    the first and ends with the last, and counts the blocks used after its last step. It is as long as it can be,
+    however the steps were carried out. `expand`: one row a step always.
     """
 
     expand: bool = False
@@ -58,12 +59,15 @@ class StepLog:
     keep: Keep | None = None
     """where rows go instead, `PACKED` at a time; the last ones wait for `hand_over_...`"""
 
+    _open: dict[int, list[int]] = field(default_factory=dict)
+    """the last row of each engine, which its next steps may belong to"""
     _packed: list[list[Ints]] = field(default_factory=list)
     _kept_rows: int = 0
     _kept_entries: int = 0
 
     def table(self) -> dict[str, Ints]:
         """All rows so far, column by column, by engine and step; without those that `keep` took."""
+        self._close()
         self._pack()
         engines = np.concatenate([columns[0] for columns in self._packed] or [np.empty(0, np.int64)])
         order = np.argsort(engines, kind="stable")  # an engine's steps come in order
@@ -82,14 +86,23 @@ class StepLog:
             packed = [narrowed(table[:, i]) for i in range(len(COLUMNS))]
             self._packed, self.rows = [*self._packed, packed], []
 
+    def _close(self) -> None:
+        """Let no row grow any more."""
+        self.rows += [tuple(row) for row in self._open.values()]
+        self._open.clear()
+
     def _settle(self) -> None:
         if self.keep is None:
             self._pack()
         else:
-            self.hand_over_steps()
+            self._hand_over()
 
     def hand_over_steps(self) -> None:
         """Give `keep` all steps that are left."""
+        self._close()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         assert self.keep is not None
         if self.rows:
             self.keep("steps", self._kept_rows, by_column(COLUMNS, self.rows))
@@ -109,8 +122,8 @@ class StepLog:
     def step(self, engine: int, batch: Batch, used: int) -> None:
         shape = batch.shape
         assert shape is not None
-        self.rows.append(
-            (
+        self.add(
+            [
                 engine,
                 batch.index,
                 1,
@@ -125,15 +138,36 @@ class StepLog:
                 batch.waiting,
                 used,
                 len(batch.preempted),
-            )
+            ]
         )
-        if len(self.rows) >= PACKED:
-            self._settle()
         if self.schedule is not None:
             for request, tokens, _, _ in batch.entries():
                 self.schedule.append((engine, batch.index, request.row, tokens))
             if self.keep is not None and len(self.schedule) >= PACKED:
                 self.hand_over_entries()
+
+    def add(self, row: list[int]) -> None:
+        """Append a row of COLUMNS, or let the engine's last one grow by it."""
+        last = self._open.get(row[0])
+        if last is not None and not self.expand and continues(last, row):
+            last[2] += row[2]
+            last[4], last[12] = row[4], row[12]
+            return
+        self._open[row[0]] = row
+        if last is not None:
+            self.rows.append(tuple(last))
+            if len(self.rows) >= PACKED:
+                self._settle()
+
+    def take(self, rows: Ints) -> None:
+        """Append rows of COLUMNS, shape (rows, columns), none of which may grow."""
+        if self.keep is None:
+            self._pack()
+            self._packed.append([narrowed(rows[:, i]) for i in range(len(COLUMNS))])
+        else:
+            self._hand_over()
+            self.keep("steps", self._kept_rows, {name: rows[:, i] for i, name in enumerate(COLUMNS)})
+            self._kept_rows += 1
 
     def run(
         self,
@@ -150,19 +184,28 @@ class StepLog:
         steps = len(ends)
         seqs, context = shape.decode_seqs, shape.decode_context
         if not self.expand:
-            row = (engine, first, steps, begins[0], ends[-1], 0, 0, 0, seqs, context, *queue, used[-1], 0)
-            self.rows.append(row)
+            self.add([engine, first, steps, begins[0], ends[-1], 0, 0, 0, seqs, context, *queue, used[-1], 0])
         else:
             for i in range(steps):
                 later = context + i * seqs
-                self.rows.append((engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0))
-        if len(self.rows) >= PACKED:
-            self._settle()
+                self.add([engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0])
         if self.schedule is not None:
             for i in range(steps):
                 self.schedule += [(engine, first + i, row, 1) for row in requests]
             if self.keep is not None and len(self.schedule) >= PACKED:
                 self.hand_over_entries()
+
+
+def continues(last: list[int], row: list[int]) -> bool:
+    """Whether both are decode steps of the same batch, one behind the other."""
+    _, _, steps, _, _, prefills, _, _, decodes, context, running, waiting, _, preempted = last
+    return (
+        context + steps * decodes == row[9]
+        and decodes == row[8]
+        and not (prefills or row[5] or preempted or row[13])
+        and running == row[10]
+        and waiting == row[11]
+    )
 
 
 def by_column(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> dict[str, Ints]:

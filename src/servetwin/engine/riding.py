@@ -64,6 +64,11 @@ class Riding:
         self.kv = kv
         self.riders = self._new_riders()
 
+    def resume(self, flying: Sequence[Batch], scheduled: int, processed: int, last_outputs_ns: int) -> None:
+        """Go on from this state, in which nobody rides."""
+        self.flying.extend(batch for batch in flying if batch.number)
+        self.scheduled, self.processed, self.last_outputs_ns = scheduled, processed, last_outputs_ns
+
     def launch(self, batch: Batch) -> None:
         """A batch with something to run was scheduled."""
         self.scheduled += 1

@@ -56,7 +56,7 @@ class Scheduler:
         self.prefix_queries = self.prefix_hits = 0
         self.preemptions = 0
         self.max_active = min(options.max_num_active_seqs or options.max_num_seqs, options.max_num_seqs)
-        self._watermark = int(options.watermark * (options.usable_blocks + 1))
+        self.watermark = int(options.watermark * (options.usable_blocks + 1))
         self._partial: dict[Request, None] = {}
         """requests that hold blocks for part of a prompt or for a load: they will need more"""
         self._deferred: set[Request] = set()
@@ -93,6 +93,21 @@ class Scheduler:
         if request.token_ns is not None and self.riding.output_ns is None:
             self.riding.output_ns = [0] * self.riding.processed
         self.waiting.push(request)
+
+    def resume(self, running: list[Request], waiting: list[Request], unflushed: bool) -> None:
+        """Go on from this state, which an idle scheduler takes over; `unflushed`: somebody has ended last."""
+        for request in running:
+            self._admissions += 1
+            request.order = self._admissions
+            request.quiet = self._quiet(request)
+            if request.prefilling:
+                self._partial[request] = None
+        self.running += running
+        if self.riding.rides:
+            self.riding.plain += running
+        for request in waiting:
+            self.waiting.push(request)
+        self._executed_steps, self._unflushed = self.riding.scheduled, unflushed
 
     def abort(self, request: Request, now: int) -> None:
         """End a request because its client went away."""
@@ -196,7 +211,7 @@ class Scheduler:
         if others <= 1 and options.lone_prefill_unlimited:
             return 0
         if options.long_prefill_token_threshold_adaptive:
-            return max(options.long_prefill_token_threshold, options.max_num_batched_tokens // others)
+            return max(options.long_prefill_token_threshold, options.max_num_batched_tokens // max(1, others))
         return options.long_prefill_token_threshold
 
     def _holds_prefills(self) -> bool:
@@ -353,7 +368,7 @@ class Scheduler:
             if computed == 0:
                 if asks_again and request.chain is not None:
                     assert isinstance(kv, FullKV)
-                    if kv.refuses(request.chain, request.known, self._watermark if self.running else 0):
+                    if kv.refuses(request.chain, request.known, self.watermark if self.running else 0):
                         break
                 if options.enable_prefix_caching and request.chain is not None:
                     hit = kv.lookup(request.chain, request.known - 1)
@@ -389,7 +404,7 @@ class Scheduler:
                 hit=hit,
                 external=load,
                 whole_sequence=options.scheduler_reserve_full_isl,
-                watermark=self._watermark if self.running else 0,
+                watermark=self.watermark if self.running else 0,
                 reserved=self._reserved_blocks() if load else 0,
                 cache=not load,
             )

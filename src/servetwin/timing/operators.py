@@ -62,6 +62,14 @@ class RunPricer(Protocol):
         """The same as arrays: ns, and the kind of knowledge as its place in KINDS."""
 
 
+@runtime_checkable
+class Scalable(Protocol):
+    """A pricer that can be made one of longer times."""
+
+    def scaled(self, factor: float, /) -> Pricer:
+        """One whose times are `factor` times as long."""
+
+
 class StepPricer(Protocol):
     def __call__(self, shape: StepShape, /) -> Price: ...
 
@@ -138,7 +146,7 @@ class OperatorTimer:
         padded: Callable[[int, int], int] | None = None,
     ) -> None:
         self.ledger = Ledger()
-        self._padded = padded
+        self.padded = padded
         self.parts: list[_Part] = []
         for operator in operators:
             for source in sources:
@@ -157,10 +165,11 @@ class OperatorTimer:
         # Where nothing else is said, every rank of the group brings as many tokens as this one.
         self._on_tokens = [*self._on_own, *((calls, _times(pricer, self._data)) for calls, pricer in self._on_gathered)]
         self._on_logits = self._of("rows", "logits")
-        self._on_prefills = self._of("prefills")
-        self._on_decodes = self._of("decodes")
-        self._on_step = self._of("step")
-        self._on_runs = [(count, pricer) for count, pricer in self._on_decodes if isinstance(pricer, RunPricer)]
+        self.on_prefills = self._of("prefills")
+        """(calls a step, pricer) of the operators that run over prefills alone"""
+        self.on_decodes = self._of("decodes")
+        self.on_step = self._of("step")
+        self._on_runs = [(count, pricer) for count, pricer in self.on_decodes if isinstance(pricer, RunPricer)]
         self._token_shares: dict[int, tuple[int, ...]] = {}
         self._logit_shares: dict[int, tuple[int, ...]] = {}
         self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -179,7 +188,7 @@ class OperatorTimer:
         return self._step(shape, *self._fixed(shape[1] + shape[5], shape[0], shape[5]))
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
-        if shape.prefill_seqs or self._on_step:
+        if shape.prefill_seqs or self.on_step:
             return [self.step_ns(shape.later(i)) for i in range(steps)]
         return self._run(shape, steps, *self._fixed(shape.decode_tokens, 0, shape.decode_tokens))
 
@@ -188,7 +197,7 @@ class OperatorTimer:
         return self._step(shape, sum(fixed), fixed)
 
     def lockstep_run_ns(self, shape: StepShape, steps: int, tokens: int, gathered: int) -> list[int]:
-        if shape.prefill_seqs or self._on_step:
+        if shape.prefill_seqs or self.on_step:
             return [self.lockstep_ns(shape.later(i), tokens, gathered) for i in range(steps)]
         fixed = self._lockstep_fixed(shape, tokens, gathered)
         return self._run(shape, steps, sum(fixed), fixed)
@@ -198,21 +207,21 @@ class OperatorTimer:
         prefills, new, old, pairs, decodes, decoded, context, longest, _ = shape
         shares = fixed.copy()
         if prefills:
-            for count, pricer in self._on_prefills:
+            for count, pricer in self.on_prefills:
                 ns, how = pricer(prefills, new, old, pairs)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
                 total += whole
         if decodes:
             differ = longest * decodes > context
-            for count, pricer in self._on_decodes:
+            for count, pricer in self.on_decodes:
                 ns, how = pricer(decodes, decoded, context)
                 if differ:
                     ns += UNEVEN * (pricer(decodes, decoded, longest * decodes)[0] - ns)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
                 total += whole
-        for count, pricer in self._on_step:
+        for count, pricer in self.on_step:
             ns, how = pricer(shape)
             whole = int(ns * count)
             shares[_INDEX[how]] += whole
@@ -226,7 +235,7 @@ class OperatorTimer:
         shares = [share * steps for share in fixed]
         if not seqs:
             durations = [total] * steps
-        elif len(self._on_runs) < len(self._on_decodes):
+        elif len(self._on_runs) < len(self.on_decodes):
             durations = self._step_by_step(shape, steps, total, shares)
         elif steps < MANY:
             durations = [total] * steps
@@ -256,7 +265,7 @@ class OperatorTimer:
         durations = []
         for _ in range(steps):
             duration = total
-            for count, pricer in self._on_decodes:
+            for count, pricer in self.on_decodes:
                 ns, how = uneven(pricer, seqs, tokens, context, longest)
                 whole = int(ns * count)
                 shares[_INDEX[how]] += whole
@@ -268,8 +277,8 @@ class OperatorTimer:
 
     def _lockstep_fixed(self, shape: StepShape, tokens: int, gathered: int) -> list[int]:
         """Shares of all that depends on numbers of rows alone."""
-        if self._padded is not None:
-            padded = self._padded(tokens, shape.prefill_seqs)
+        if self.padded is not None:
+            padded = self.padded(tokens, shape.prefill_seqs)
             tokens, gathered = padded, gathered + self._data * (padded - tokens)
         dense = self._lockstep_shares.get((tokens, gathered))
         if dense is None:
@@ -279,18 +288,17 @@ class OperatorTimer:
         logits = shape.logits
         if not logits:  # a dummy batch: nobody wants a token of it
             return list(dense)
-        head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+        head = self.on_logits(logits)
         return [a + b for a, b in zip(dense, head, strict=True)]
 
     def stage_ns(self, shape: StepShape) -> list[int]:
         tokens, logits = shape.tokens, shape.logits
-        if self._padded is not None:
-            tokens = self._padded(tokens, shape.prefill_seqs)
+        if self.padded is not None:
+            tokens = self.padded(tokens, shape.prefill_seqs)
         fixed = self._stage_shares.get((tokens, logits))
         if fixed is None:
             fixed = self._by_stage(self._priced(shape, [part for part in self.parts if needs(part.operator) == "rows"]))
-            dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
-            head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+            dense, head = self.on_tokens(tokens), self.on_logits(logits)
             fixed[-1] += sum(dense) + sum(head) - sum(fixed)  # the 1 ns that a step takes at least
             self._stage_shares[tokens, logits] = fixed
         return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
@@ -303,13 +311,12 @@ class OperatorTimer:
 
     def _fixed(self, tokens: int, prefills: int, decoded: int) -> tuple[int, list[int]]:
         """Time of all operators that depend on numbers of rows alone: the sum, and by kind."""
-        if self._padded is not None:
-            tokens = self._padded(tokens, prefills)
+        if self.padded is not None:
+            tokens = self.padded(tokens, prefills)
         logits = prefills + decoded
         found = self._fixed_shares.get((tokens, logits))
         if found is None:
-            dense = self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
-            head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
+            dense, head = self.on_tokens(tokens), self.on_logits(logits)
             shares = [a + b for a, b in zip(dense, head, strict=True)]
             found = self._fixed_shares[tokens, logits] = sum(shares), shares
         return found
@@ -326,8 +333,8 @@ class OperatorTimer:
             match needs(operator):
                 case "rows":
                     size = shape.logits if operator.rows == "logits" else shape.tokens
-                    if operator.rows != "logits" and self._padded is not None:
-                        size = self._padded(size, shape.prefill_seqs)
+                    if operator.rows != "logits" and self.padded is not None:
+                        size = self.padded(size, shape.prefill_seqs)
                     ns, how = pricer(size * operator.data)
                 case "prefills":
                     if not shape.prefill_seqs:
@@ -340,6 +347,14 @@ class OperatorTimer:
                 case "step":
                     ns, how = pricer(shape)
             yield part, int(ns * count), how
+
+    def on_tokens(self, tokens: int) -> tuple[int, ...]:
+        """Time, by kind of knowledge, of the operators that run over all tokens of a step; padding is counted in."""
+        return self._token_shares.get(tokens) or self._rows(self._token_shares, self._on_tokens, tokens)
+
+    def on_logits(self, logits: int) -> tuple[int, ...]:
+        """The same of those that run over its logits."""
+        return self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
 
     def _rows(self, known: dict[int, tuple[int, ...]], parts: list[tuple[float, Pricer]], rows: int) -> tuple[int, ...]:
         found = known[rows] = _shares([(count, pricer, rows) for count, pricer in parts])

@@ -20,7 +20,7 @@ from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Experts, Gemm, Operator
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.ledger import Ledger
-from servetwin.timing.operators import Price, Pricer, RunPricer, Source, needs
+from servetwin.timing.operators import Price, Pricer, Scalable, Source, needs
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 from servetwin.timing.stages import apportion
@@ -128,7 +128,7 @@ class CalibratedSource:
                 return price
             case AttentionKernel():
                 factor = prefill if needs(operator) == "prefills" else self._attention
-                if isinstance(priced, RunPricer):
+                if isinstance(priced, Scalable):
                     return priced.scaled(factor)
 
                 def scaled(*work: int) -> Price:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from servetwin.model.expert_placement import straggler
 from servetwin.model.kernels import AttentionKernel, Collective, ExpertExchange, Experts, Gemm, Operator
 from servetwin.model.sharding import Sharding, split
-from servetwin.timing.kernels.attention import GenerationAttention
+from servetwin.timing.kernels.attention import ContextAttention, GenerationAttention
 from servetwin.timing.kernels.curve import Curve
 from servetwin.timing.kernels.latent import DEEPSEEK
 from servetwin.timing.kernels.tables import KernelTables
@@ -74,8 +74,7 @@ class Silicon:
             context = self.tables.context_attention(*layout)
             if context is None:
                 return None
-            on_prefills = context.price
-            return lambda seqs, tokens, old, pairs: on_prefills(seqs, tokens, pairs)
+            return Prompts(context)
         generation = self.tables.generation_attention(*layout)
         if generation is None:
             return None
@@ -162,27 +161,41 @@ class Silicon:
         return _on_rows(curve, op.bytes_a_row)
 
 
+class Prompts:
+    """Prefill attention from a table, times a factor."""
+
+    def __init__(self, context: ContextAttention, factor: float = 1.0) -> None:
+        self.context, self.factor = context, factor
+
+    def scaled(self, factor: float) -> Prompts:
+        return Prompts(self.context, self.factor * factor)
+
+    def __call__(self, seqs: int, tokens: int, old: int, pairs: int) -> Price:
+        ns, how = self.context.price(seqs, tokens, pairs)
+        return ns * self.factor, how
+
+
 class Decodes:
     """Decode attention from a table, times a factor."""
 
     def __init__(self, generation: GenerationAttention, factor: float = 1.0) -> None:
-        self._generation, self._factor = generation, factor
+        self.generation, self.factor = generation, factor
 
     def scaled(self, factor: float) -> Decodes:
-        return Decodes(self._generation, self._factor * factor)
+        return Decodes(self.generation, self.factor * factor)
 
     def __call__(self, seqs: int, tokens: int, context: int) -> Price:
-        ns, how = self._generation.price(seqs, context)
-        return ns * self._factor, how
+        ns, how = self.generation.price(seqs, context)
+        return ns * self.factor, how
 
     def few(
         self, seqs: int, tokens: int, context: int, longest: int, steps: int, uneven: float, calls: float
     ) -> tuple[list[int], Sequence[tuple[int, str]]]:
-        return self._generation.few_wholes(seqs, context, longest, steps, uneven, self._factor, calls)
+        return self.generation.few_wholes(seqs, context, longest, steps, uneven, self.factor, calls)
 
     def many(self, seqs: int, tokens: int, context: int, steps: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-        ns, kinds = self._generation.run_prices(seqs, context, steps)
-        return ns * self._factor, kinds
+        ns, kinds = self.generation.run_prices(seqs, context, steps)
+        return ns * self.factor, kinds
 
 
 def _kv(op: AttentionKernel) -> str:

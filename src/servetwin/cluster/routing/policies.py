@@ -75,6 +75,13 @@ class JoinShortestQueue:
         return chosen
 
 
+def looks_at_engines(policy: Policy) -> bool:
+    """Whether `policy` may read more of the engines than how many requests the router has in them."""
+    if type(policy) is SessionAffinity:
+        return looks_at_engines(policy.fallback)
+    return type(policy) not in (RoundRobin, Random, LeastLoaded, JoinShortestQueue, PowerOfTwo, ConsistentHash)
+
+
 class LeastKVUsage:
     """The engine that has the smallest part of its KV blocks in use; engines that are equal take turns."""
 
@@ -172,12 +179,12 @@ class SessionAffinity:
     where `fallback` says."""
 
     def __init__(self, fallback: Policy) -> None:
-        self._fallback, self._engine_of = fallback, dict[int, int]()
+        self.fallback, self._engine_of = fallback, dict[int, int]()
 
     def choose(self, request: Request, candidates: Candidates, now: int) -> int:
         chosen = self._engine_of.get(request.session)
         if chosen is None:
-            chosen = self._fallback.choose(request, candidates, now)
+            chosen = self.fallback.choose(request, candidates, now)
             if request.session >= 0:
                 self._engine_of[request.session] = chosen
         return chosen

@@ -37,7 +37,7 @@ class Router:
         """`name`: of the policy, for errors; `refresh`: see `Candidates`."""
         self.limits = limits or Limits()
         self.in_flight = 0
-        self._name, self._new_policy, self._refresh = name, new_policy, refresh
+        self._name, self._new_policy, self.refresh = name, new_policy, refresh
         self._served: dict[str, tuple[Policy, Candidates]] = {}
         self._place: list[tuple[Candidates, int]] = []
         """the column and position of each engine"""
@@ -46,13 +46,18 @@ class Router:
         """The engines, by number, and the model that each one serves."""
         for model in dict.fromkeys(models):
             group = [engine for engine, served in zip(engines, models, strict=True) if served == model]
-            self._served[model] = self._new_policy(model), Candidates(group, self._refresh, chains)
+            self._served[model] = self._new_policy(model), Candidates(group, self.refresh, chains)
         places = {
             engine.number: (candidates, position)
             for _, candidates in self._served.values()
             for position, engine in enumerate(candidates.engines)
         }
         self._place = [places[engine.number] for engine in engines]
+
+    @property
+    def policies(self) -> list[Policy]:
+        """One for each model."""
+        return [policy for policy, _ in self._served.values()]
 
     def serves(self, model: str) -> bool:
         return model in self._served
@@ -114,9 +119,9 @@ class Router:
 
         `chosen_at`: when the next choice is made; None: any time from now on.
         """
-        if not self._refresh:
+        if not self.refresh:
             return None
         if chosen_at is None:
-            return now - now % self._refresh + self._refresh
-        shown = chosen_at - chosen_at % self._refresh
+            return now - now % self.refresh + self.refresh
+        shown = chosen_at - chosen_at % self.refresh
         return shown if shown > now else None

@@ -77,7 +77,7 @@ class ContextAttention:
     def price(self, seqs: int, tokens: int, pairs: int) -> tuple[float, How]:
         """Time in ns of one layer over a batch of prefills (see `prefills` for the three sums), and how it is known:
         with old tokens, or unequal lengths, at best interpolated."""
-        curve = self._curves.get(seqs) or self._curve(seqs)
+        curve = self._curves.get(seqs) or self.curve(seqs)
         spent, alone, whole = prefills(seqs, tokens, pairs, self.window)
         fresh, how = curve.price(alone)
         if spent <= alone:
@@ -94,11 +94,12 @@ class ContextAttention:
         """How that time is known."""
         return self.price(seqs, tokens, pairs)[1]
 
-    def _curve(self, seqs: int) -> PowerCurve:
-        times, limit, how = at_batch(self._surface, seqs)
-        curve = PowerCurve(self._works, times, how, causal_pairs(limit, self._measured_window))
-        self._curves[seqs] = curve
-        return curve
+    def curve(self, seqs: int) -> PowerCurve:
+        """Time over the query-key pairs of one sequence, for one batch size."""
+        if seqs not in self._curves:
+            times, limit, how = at_batch(self._surface, seqs)
+            self._curves[seqs] = PowerCurve(self._works, times, how, causal_pairs(limit, self._measured_window))
+        return self._curves[seqs]
 
 
 class GenerationAttention:
@@ -106,7 +107,8 @@ class GenerationAttention:
 
     def __init__(self, surface: Surface, window: int, measured_window: int) -> None:
         self._surface = surface
-        self._clip = 0 if window == measured_window else window
+        self.clip = 0 if window == measured_window else window
+        """most keys that a token sees, where the table does not know of it; 0: all of them"""
         self._curves: dict[int, Curve] = {}
 
     def price(self, seqs: int, context_sum: int) -> tuple[float, How]:
@@ -115,8 +117,8 @@ class GenerationAttention:
         `context_sum` is the sum of their tokens before the step; each new token adds one key.
         """
         keys = context_sum / seqs + 1.0
-        if self._clip and keys > self._clip:
-            keys = self._clip
+        if self.clip and keys > self.clip:
+            keys = self.clip
         return (self._curves.get(seqs) or self.curve(seqs)).price(keys)
 
     def ns(self, seqs: int, context_sum: int) -> float:
@@ -137,7 +139,7 @@ class GenerationAttention:
 
     def _keys(self, seqs: int, context_sum: int, steps: int) -> Floats:
         keys: Floats = (context_sum + seqs * np.arange(steps, dtype=np.int64)) / seqs + 1.0
-        return np.minimum(keys, self._clip) if self._clip else keys
+        return np.minimum(keys, self.clip) if self.clip else keys
 
     def few_wholes(
         self, seqs: int, context_sum: int, longest: int, steps: int, uneven: float, factor: float, calls: float
@@ -148,7 +150,7 @@ class GenerationAttention:
         the longest would take more. With them: how they are known, as (first step, how) of each change.
         """
         curve = self._curves.get(seqs) or self.curve(seqs)
-        clip = self._clip or math.inf
+        clip = self.clip or math.inf
         xs, ys, slopes = curve.xs, curve.ys, curve.slopes
         differ = longest * seqs > context_sum
         wholes: list[int] = []

@@ -156,6 +156,10 @@ class PowerCurve:
         """How that time is known."""
         return self.price(work)[1]
 
+    def known(self, point: int) -> tuple[How, How]:
+        """How times are known at a point, and between it and the next one."""
+        return self._at[point], self._after[point]
+
 
 def bracket(values: Sequence[int], wanted: float) -> tuple[int, int, float]:
     """The two neighbours of `wanted` in a rising list, and the share (0..1) of the way to the upper one.
