@@ -160,8 +160,6 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
         return None
     if riders.count > scheduler.options.max_num_batched_tokens:
         return None
-    if scheduler.waiting_count and len(running) < scheduler.max_active:
-        return None
     if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
         return None
     steps = riders.next_leave() - scheduler.riding.scheduled
@@ -172,6 +170,10 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     if steps < SHORTEST:
         return None
     first = scheduler.riding.scheduled + 1
+    if scheduler.waiting_count and len(running) < scheduler.max_active:
+        steps = _steps_refused(scheduler, first, steps)
+        if steps < SHORTEST:
+            return None
     steps = _steps_with_blocks(scheduler, first, steps)
     if steps < SHORTEST:
         return None
@@ -251,6 +253,17 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
     scheduler.riding.flying.clear()
     scheduler.riding.flying.append(batch)
     return batch
+
+
+def _steps_refused(scheduler: Scheduler, first: int, steps: int) -> int:
+    """For how many steps from batch `first` on, at most `steps`, nobody can be admitted for want of blocks."""
+    lacking = scheduler.refused()
+    if lacking is None:
+        return 0
+    # No rider may make findable what is lacking: it would with the last token of a block, which is known one step later
+    # when scheduling ahead.
+    filled = (lacking + 1) * scheduler.options.block_size - 1 + scheduler.options.max_batches - 1
+    return scheduler.riding.riders.batches_below(filled, first, steps)
 
 
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
