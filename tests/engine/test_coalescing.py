@@ -168,6 +168,13 @@ def test_roofline(table: RequestTable, engine: dict[str, Any]) -> None:
     assert_equal(scenario_of(engine, timing={"source": "roofline"}), table)
 
 
+@settings(max_examples=25, deadline=None)
+@given(tables(most=10), engines, st.integers(1, 3))
+def test_kernel_tables(table: RequestTable, engine: dict[str, Any], replicas: int) -> None:
+    """A run that is cut short takes what its last steps would have taken out of the ledger again."""
+    assert_equal(scenario_of(engine, replicas=replicas, timing={"source": "auto"}), table)
+
+
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small measured profile."""
