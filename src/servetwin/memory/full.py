@@ -124,6 +124,10 @@ class FullKV:
             pool.cache(holding, full, chain)
         return True
 
+    def extend(self, request: int, tokens: int, known: int, chain: Chain | None) -> None:
+        """`allocate` for somebody who has blocks and for whom enough are free: slots up to `tokens` tokens."""
+        self._grow(self.holdings[request], tokens, 0, known, chain)
+
     def _grow(self, holding: Table, tokens: int, lookahead: int, known: int, chain: Chain | None) -> bool:
         """`allocate` for the common case: a request that has blocks."""
         size = self.block_size
