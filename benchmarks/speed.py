@@ -1,16 +1,19 @@
 """How fast whole runs are: user CPU seconds and peak memory of `servetwin run`, beside what they should be.
 
-    python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peer NAME OPTION...]
+    python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peer NAME EXECUTABLE]...
 
-Every workload runs in a process of its own; start-up and result files count. Traces are not part of the project: those
-of DIR (`azure_2023_conv.csv`, `mooncake_conversation.jsonl`; see docs/performance.md) are used where they are. Of
-the simulators of others, it says which are not installed, and runs those that are, with options given by `--peer`, in
-the same session; their ratio is to our target for workload A.
+Every workload runs in a process of its own; start-up and result files count. As in an installed package, the bytecode
+of modules is there already. Traces are not part of the project: those of DIR (`azure_2023_conv.csv`,
+`mooncake_conversation.jsonl`; see docs/performance.md) are used where they are.
+
+`--peer` runs a simulator of others, installed in an environment of its own, on the same workloads as far as it knows
+them (see `peers.py`), right after ours; its ratio is to our seconds of the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import subprocess
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from peers import PEERS
 
 
 class Case(NamedTuple):
@@ -68,12 +72,6 @@ CASES = {
     "mooncake-8": Case(replayed(MOONCAKE, 8), 6.0, None, MOONCAKE),
 }
 
-PEERS: dict[str, tuple[str, ...]] = {
-    "aisimulate": ("aisimulate", "predict"),
-    "vidur": (sys.executable, "-m", "vidur.main"),
-}
-"""How a peer's simulation is started; `--peer` gives its own options for workload A, which differ between releases."""
-
 
 def measured(command: list[str], **options: Any) -> tuple[float, float, int]:
     """User CPU seconds, peak MiB and exit status of a command."""
@@ -87,7 +85,9 @@ def measured(command: list[str], **options: Any) -> tuple[float, float, int]:
     return usage.ru_utime, usage.ru_maxrss / 1024, process.returncode
 
 
-def run_cases(names: list[str], traces: Path) -> None:
+def run_cases(names: list[str], traces: Path) -> dict[str, float]:
+    """Print what each workload takes; the user seconds of those that were run."""
+    took: dict[str, float] = {}
     print(f"{'workload':<24} {'user s':>8} {'target':>7} {'ratio':>6} {'MiB':>7} {'target':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -110,34 +110,50 @@ def run_cases(names: list[str], traces: Path) -> None:
             ratio = seconds / case.seconds
             row = f"{name:<24} {seconds:8.2f} {case.seconds:7.1f} {ratio:6.2f} {mebibytes:7.0f} {limit:>7}"
             print(row if not status else f"{name:<24} failed with status {status}", flush=True)
+            if not status:
+                took[name] = seconds
+    return took
 
 
-def run_peers(options: list[list[str]]) -> None:
-    """Workload A on the peers that are installed; `options`: a peer's name and its command-line options."""
-    given = {name: rest for name, *rest in options}
-    for name, command in PEERS.items():
-        if not (shutil.which(command[0]) if command[0] != sys.executable else find_spec(name)):
-            print(f"{name:<24} not installed")
-        elif name not in given:
-            print(f"{name:<24} installed: give its options for workload A with --peer {name} ...")
-        else:
-            seconds, mebibytes, status = measured([*command, *given[name]])
-            ratio = seconds / CASES["A"].seconds
-            print(f"{name:<24} {seconds:8.2f} {'':>7} {ratio:6.2f} {mebibytes:7.0f} {'':>7}  status {status}")
+def run_peer(name: str, executable: str, ours: dict[str, float]) -> None:
+    """The workloads that we have run on a peer, as far as it knows them; the ratio is to our seconds."""
+    peer = PEERS[name]
+    asked = f"import importlib.metadata as m; print(m.version({peer.package!r}))"
+    python = Path(executable).with_name("python")
+    version = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+    print(f"\n{name} {version or '(version unknown)'}")
+    print(f"{'workload':<24} {'user s':>8} {'ours':>7} {'ratio':>6} {'MiB':>7}")
+    for case, seconds in ours.items():
+        with tempfile.TemporaryDirectory() as folder:
+            command = peer.command(CASES[case].scenario, Path(folder))
+            if command is None:
+                print(f"{case:<24} not known to it")
+                continue
+            took, mebibytes, status = measured([executable, *command], cwd=folder)
+            row = f"{case:<24} {took:8.2f} {seconds:7.2f} {took / seconds:6.2f} {mebibytes:7.0f}"
+            print(row if not status else f"{case:<24} failed with status {status}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, default=Path("traces"))
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peer", nargs="+", action="append", default=[], metavar="NAME OPTION")
-    known, rest = parser.parse_known_args()
-    if rest and known.peer:
-        known.peer[-1] += rest
-    elif rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    run_cases(known.only, known.traces)
-    run_peers(known.peer)
+    executables = "; ".join(f"{name}: {peer.executable}" for name, peer in PEERS.items())
+    parser.add_argument(
+        "--peer", nargs=2, action="append", default=[], metavar=("NAME", "EXECUTABLE"), help=executables
+    )
+    known = parser.parse_args()
+    for name, executable in known.peer:
+        if name not in PEERS:
+            parser.error(f"--peer {name}: unknown; allowed: {', '.join(PEERS)}")
+        if shutil.which(executable) is None:
+            parser.error(f"--peer {name} {executable}: no such executable")
+    package = find_spec("servetwin")
+    assert package is not None and package.submodule_search_locations
+    compileall.compile_dir(package.submodule_search_locations[0], quiet=1)
+    ours = run_cases(known.only, known.traces)
+    for name, executable in known.peer:
+        run_peer(name, executable, ours)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,63 @@ def findable_at_end(ran: Ran) -> list[list[Any]]:
     return [[pool._key[block] for block in pool._queue[pool._head :] if block] for pool in pools]
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_while_somebody_waits_for_blocks(data: st.DataObject) -> None:
+    """A cache that is full most of the time, and prompts that share prefixes, or that quote what others answer while
+    those are still at it."""
+    random = Random(data.draw(st.integers(0, 2**32)))
+    distinct = data.draw(st.booleans())
+    size = data.draw(st.sampled_from([4, 16]))
+
+    def row(number: int) -> Row:
+        segments = random.choice([[(0, 40)], [(0, 40), (random.randint(1, 2), 24)], [(9, 30), (-1, 8), (3, 20)]])
+        if number and random.random() < 0.4:  # as far as request 0 has come, perhaps
+            segments = [(7, 30), (-1, random.randrange(1, 90))]
+        segments = [*segments, (1000 + number, random.randrange(1, 50))] if number else [(7, 30)]
+        arrival, prompt = random.randrange(400) * MS, sum(length for _, length in segments)
+        output = 150 if number == 0 else random.randint(1, 160)
+        return Row(arrival if number else 0, prompt=prompt, output=output, segments=None if distinct else segments)
+
+    options = {
+        "async_scheduling": data.draw(st.booleans()),
+        "enable_prefix_caching": data.draw(st.sampled_from([True, True, False])),
+        "num_gpu_blocks_override": data.draw(st.integers(22, 45)) * (16 // size),
+        "max_num_batched_tokens": 512,
+        "max_model_len": 320,
+        "block_size": size,
+        "watermark": data.draw(st.sampled_from([0.0, 0.05])),
+        "scheduling_policy": data.draw(st.sampled_from(["fcfs", "priority"])),
+    }
+    assert_equal(scenario_of(options), table_of([row(number) for number in range(data.draw(st.integers(2, 20)))]))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_runs_go_on_while_the_head_of_the_queue_is_refused(asynchronous: bool, shared: bool) -> None:
+    segments = [(0, 40)] if shared else []
+    rows = [
+        Row(i * MS, prompt=100, output=180, segments=[*segments, (100 + i, 100 - 40 * shared)] if shared else None)
+        for i in range(12)
+    ]
+    options = {"async_scheduling": asynchronous, "num_gpu_blocks_override": 46, "max_model_len": 320}
+    compact = assert_equal(scenario_of(options | {"max_num_batched_tokens": 512}), table_of(rows))
+    waited = [row["steps"] for row in compact.steps() if row["waiting"]]
+    assert sum(waited) > 5 * len(waited), "most of them in runs"
+
+
+@pytest.mark.parametrize("blocks", range(16, 24))
+def test_what_a_rider_makes_findable_may_let_the_head_of_the_queue_in(blocks: int) -> None:
+    """Request 1 quotes 80 tokens of the answer that request 0 is still giving."""
+    rows = [
+        Row(prompt=30, output=150, segments=[(7, 30)]),
+        Row(10 * MS, prompt=230, output=3, segments=[(7, 30), (-1, 80), (5, 120)]),
+    ]
+    options = {"async_scheduling": False, "num_gpu_blocks_override": blocks, "max_model_len": 250}
+    compact = assert_equal(scenario_of(options | {"max_num_batched_tokens": 512}), table_of(rows))
+    assert sum(row["steps"] for row in compact.steps()) > 2 * len(compact.steps())
+
+
 @settings(max_examples=60, deadline=None)
 @given(tables(), engines, st.integers(2, 5))
 def test_prefills_at_intervals(table: RequestTable, engine: dict[str, Any], interval: int) -> None:
@@ -109,6 +166,13 @@ def test_time_spent_by_the_host(table: RequestTable, engine: dict[str, Any], rep
 @given(tables(most=10), engines)
 def test_roofline(table: RequestTable, engine: dict[str, Any]) -> None:
     assert_equal(scenario_of(engine, timing={"source": "roofline"}), table)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(most=10), engines, st.integers(1, 3))
+def test_kernel_tables(table: RequestTable, engine: dict[str, Any], replicas: int) -> None:
+    """A run that is cut short takes what its last steps would have taken out of the ledger again."""
+    assert_equal(scenario_of(engine, replicas=replicas, timing={"source": "auto"}), table)
 
 
 @pytest.fixture(scope="module")

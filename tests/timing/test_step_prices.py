@@ -77,6 +77,23 @@ def test_a_run_is_its_steps(timing: dict[str, Any]) -> None:
     check()
 
 
+def test_any_steps_of_a_run_can_be_taken_out_of_the_ledger_again() -> None:
+    whole, part = timer_for({"source": "auto"}), timer_for({"source": "auto"})
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(shapes(prefills=False), st.integers(1, 79), st.data())
+    def check(shape: StepShape, steps: int, data: st.DataObject) -> None:
+        first = data.draw(st.integers(0, steps))
+        last = data.draw(st.integers(first, steps))
+        whole.run_ns(shape, steps)
+        before = part.ledger.copy()
+        part.run_ns(shape.later(first), last - first)
+        assert whole.booked is not None
+        assert whole.booked.between(first, last) == list(astuple(part.ledger.less(before)))
+
+    check()
+
+
 @pytest.mark.parametrize("timing", SOURCES, ids=lambda timing: timing["source"])
 def test_the_ledger_holds_what_was_priced(timing: dict[str, Any]) -> None:
     timer = timer_for(timing)

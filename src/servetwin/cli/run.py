@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,18 +59,31 @@ def run(
         "output_len": output_len,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    loaded, base = _scenario(scenario, given, set_ or [])
-    if seed is not None:
-        loaded = loaded.model_copy(update={"seed": seed})
-    if strict_measured:
-        from servetwin.scenario.load import strictly_measured
+    with _uncollected():
+        loaded, base = _scenario(scenario, given, set_ or [])
+        if seed is not None:
+            loaded = loaded.model_copy(update={"seed": seed})
+        if strict_measured:
+            from servetwin.scenario.load import strictly_measured
 
-        loaded = strictly_measured(loaded)
-    if output is not None:
-        from servetwin.results.files import check_output
+            loaded = strictly_measured(loaded)
+        if output is not None:
+            from servetwin.results.files import check_output
 
-        check_output(output, overwrite)
-    _simulate(loaded, scenario, base, recorded, not no_coalesce, output, overwrite, format_)
+            check_output(output, overwrite)
+        _simulate(loaded, scenario, base, recorded, not no_coalesce, output, overwrite, format_)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nobody looks for cycles of garbage: modules that are imported are none, and a run ends with its process."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from servetwin.engine.batch import Batch
 from servetwin.engine.scheduler import Scheduler
 from servetwin.errors import InputError
 from servetwin.memory.counted import CountedKV
+from servetwin.timing.ledger import RunShares
 from servetwin.timing.protocol import StepTimer
 from servetwin.timing.shape import StepShape
 
@@ -54,10 +55,13 @@ class Run:
     Until then it can be cut short, and the KV cache be brought to the state of any moment of it.
     """
 
-    __slots__ = ("_flying", "_taken", "_used", "shape", "steps", "times")
+    __slots__ = ("_booked", "_flying", "_taken", "_used", "shape", "steps", "times")
 
-    def __init__(self, shape: StepShape, steps: int, times: Times, flying: Batch | None) -> None:
-        self.shape, self.steps, self.times, self._flying = shape, steps, times, flying
+    def __init__(
+        self, shape: StepShape, steps: int, times: Times, flying: Batch | None, booked: RunShares | None
+    ) -> None:
+        """`booked`: what the timer says it has accounted for all steps of `times`."""
+        self.shape, self.steps, self.times, self._flying, self._booked = shape, steps, times, flying, booked
         self._taken = 0
         """steps whose blocks are taken"""
         self._used: list[int] = []
@@ -86,7 +90,7 @@ class Run:
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
         tops, begins, ends = self.times
         if steps < len(ends):
-            _unbook(engine.timer, shape.later(steps), len(ends) - steps)
+            _unbook(engine.timer, self._booked, shape, steps, len(ends))
             del tops[steps + 1 :], begins[steps:], ends[steps:]
         rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         self._take(scheduler, steps)
@@ -122,7 +126,7 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     shape, steps = planned
     seqs = shape.decode_seqs
     try:
-        durations = engine.timer.run_ns(shape, steps)
+        durations, booked = engine.timer.run_ns(shape, steps), engine.timer.booked
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
         return None
     gap = engine.host.gap(seqs)
@@ -132,17 +136,21 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if horizon is not None and when.tops[-1] >= horizon:
         fit = bisect_left(when.tops, horizon) - 1
         if fit < SHORTEST:
-            _unbook(engine.timer, shape, steps)
+            _unbook(engine.timer, booked, shape, 0, steps)
             return None
         steps = fit
-    return Run(shape, steps, when, flying)
+    return Run(shape, steps, when, flying, booked)
 
 
-def _unbook(timer: StepTimer, shape: StepShape, steps: int) -> None:
-    """Take steps that were priced and will not happen out of the ledger again."""
+def _unbook(timer: StepTimer, booked: RunShares | None, shape: StepShape, first: int, last: int) -> None:
+    """Take the steps `first` up to before `last` of a run that was priced out of the ledger again: they will not
+    happen. Where the timer did not keep what they added, they are priced once more."""
     ledger = timer.ledger
+    if booked is not None:
+        ledger.book([-ns for ns in booked.between(first, last)])
+        return
     saved = ledger.copy()
-    timer.run_ns(shape, steps)
+    timer.run_ns(shape.later(first), last - first)
     priced = ledger.less(saved)
     ledger.restore(saved.less(priced))
 
@@ -160,8 +168,6 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
         return None
     if riders.count > scheduler.options.max_num_batched_tokens:
         return None
-    if scheduler.waiting_count and len(running) < scheduler.max_active:
-        return None
     if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
         return None
     steps = riders.next_leave() - scheduler.riding.scheduled
@@ -172,6 +178,10 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     if steps < SHORTEST:
         return None
     first = scheduler.riding.scheduled + 1
+    if scheduler.waiting_count and len(running) < scheduler.max_active:
+        steps = _steps_refused(scheduler, first, steps)
+        if steps < SHORTEST:
+            return None
     steps = _steps_with_blocks(scheduler, first, steps)
     if steps < SHORTEST:
         return None
@@ -251,6 +261,17 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
     scheduler.riding.flying.clear()
     scheduler.riding.flying.append(batch)
     return batch
+
+
+def _steps_refused(scheduler: Scheduler, first: int, steps: int) -> int:
+    """For how many steps from batch `first` on, at most `steps`, nobody can be admitted for want of blocks."""
+    lacking = scheduler.refused()
+    if lacking is None:
+        return 0
+    # No rider may make findable what is lacking: it would with the last token of a block, which is known one step later
+    # when scheduling ahead.
+    filled = (lacking + 1) * scheduler.options.block_size - 1 + scheduler.options.max_batches - 1
+    return scheduler.riding.riders.batches_below(filled, first, steps)
 
 
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:

@@ -17,7 +17,7 @@ here, so that a step costs what changes in it, whatever the size of the batch:
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from servetwin.engine.request import Request
@@ -95,6 +95,12 @@ class Riders:
         """Sum, maximum and minimum of the contexts before batch number `batch`; there are riders."""
         before = batch - 1
         return self.total + self.count * before, self.bases[-1] + before, self.bases[0] + before
+
+    def batches_below(self, context: int, first: int, most: int) -> int:
+        """How many batches from number `first` on, at most `most`, come before the one in which a rider that is not
+        beyond `context` yet has come to it."""
+        i = bisect_right(self.bases, context - first + 1)
+        return min(most, context - first + 1 - self.bases[i - 1]) if i else most
 
     def blocks(self, batch: int) -> int:
         """How many blocks they need in batch number `batch`: those whose context before it fills whole blocks do."""

@@ -200,6 +200,11 @@ class Riding:
             kv.pool.free -= riders.blocks(number)
             return
         calling, before, ahead = riders.calling(number), number - 1, self._ahead
+        if isinstance(kv, FullKV):
+            for request in calling:
+                tokens = request.computed + number - request.joined
+                kv.extend(request.row, tokens, tokens - ahead, request.chain)
+            return
         if self._windows:
             calling.sort(key=_running_order)
         for request in calling:

@@ -439,6 +439,27 @@ class Scheduler:
         self.holding.push_front(passed_over[True])
         self.waiting.push_front(passed_over[False])
 
+    def refused(self) -> int | None:
+        """Where the request at the head of the queue is sure to be refused for want of blocks: the first block of its
+        prompt that nobody has cached. None: it may be admitted, or it is not blocks that it waits for.
+
+        It goes on being refused while requests run that only take blocks: each lowers what is free by one, and by at
+        most one what the head of the queue needs, as it may have been a block that it would have adopted. Once somebody
+        caches the block that it lacks, or gives back any, it must be asked for again.
+        """
+        options, kv = self.options, self.kv
+        whole = options.scheduler_reserve_full_isl and kv.uniform
+        if not whole or self.connector is not None or self._deferred or not len(self.waiting):
+            return None
+        request, hit = self.waiting.peek(), kv.miss
+        if request.stale:
+            return None
+        if options.enable_prefix_caching and request.chain is not None:
+            hit = kv.lookup(request.chain, request.known - 1)
+        tokens = min(request.known, options.max_model_len)
+        needed = kv.blocks_needed(request.row, tokens, hit.tokens, hit, admission=True)
+        return len(hit.blocks[0]) if needed + self.watermark > kv.pool.free else None
+
     def _take_over_loaded(self, request: Request) -> None:
         """A load has ended: its blocks become findable, and the last prompt token is computed here for its logits."""
         assert request.chain is not None or not self.options.enable_prefix_caching

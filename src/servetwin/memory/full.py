@@ -101,7 +101,10 @@ class FullKV:
         reserved: int = 0,
         cache: bool = True,
     ) -> bool:
-        pool, size, holding, hit = self.pool, self.block_size, self.holdings.get(request), hit or self.miss
+        pool, size, holding = self.pool, self.block_size, self.holdings.get(request)
+        if holding is not None and not reserved and not watermark and not whole_sequence:
+            return self._grow(holding, computed + new, lookahead, known if cache else 0, chain)
+        hit = hit or self.miss
         total, room = computed + hit.tokens + external, pool.free - watermark
         if whole_sequence and self.blocks_needed(request, min(known, self.max_model_len), total, hit) > room:
             return False
@@ -119,6 +122,24 @@ class FullKV:
         if full > holding.cached and cache:
             assert chain is not None
             pool.cache(holding, full, chain)
+        return True
+
+    def extend(self, request: int, tokens: int, known: int, chain: Chain | None) -> None:
+        """`allocate` for somebody who has blocks and for whom enough are free: slots up to `tokens` tokens."""
+        self._grow(self.holdings[request], tokens, 0, known, chain)
+
+    def _grow(self, holding: Table, tokens: int, lookahead: int, known: int, chain: Chain | None) -> bool:
+        """`allocate` for the common case: a request that has blocks."""
+        size = self.block_size
+        short = -(-min(tokens + lookahead, self.max_model_len) // size) - len(holding.blocks)
+        if short > 0:
+            if short > self.pool.free:
+                return False
+            self.pool.take(short, holding)
+        full = min(tokens, known) // size
+        if full > holding.cached:
+            assert chain is not None
+            self.pool.cache(holding, full, chain)
         return True
 
     def commit(self, request: int, tokens: int, chain: Chain) -> None:

@@ -101,9 +101,11 @@ class SegmentChain:
 
     def _hash(self, segment: int) -> int:
         hashes = self._hashes
-        for i in range(len(hashes), segment + 1):
-            whole = hash((hashes[-1], self._ends[i - 1] - self._starts[i - 1]))
-            hashes.append(_hashed(whole, self._seeds[i]))
+        if segment >= len(hashes):  # whoever asks for one will ask for the others
+            done, last = len(hashes) - 1, hashes[-1]
+            for start, end, seed in zip(self._starts[done:], self._ends[done:], self._seeds[done + 1 :], strict=False):
+                last = _hashed(hash((last, end - start)), seed)
+                hashes.append(last)
         return hashes[segment]
 
 

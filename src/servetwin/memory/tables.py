@@ -200,8 +200,9 @@ class TablePool:
         found = table.blocks[first : min(end, last)]
         if found:
             own = self._owner[_numbers(found)] == table.serial
-            if not own.all():
-                del found[own.argmin() :]
+            end = own.argmin()
+            if not own[end]:
+                del found[end:]
         return found
 
     def _find_among(self, parts: list[Part], first: int, last: int) -> array[int]:

@@ -28,7 +28,7 @@ class WithCollectives:
     """Prices the steps of `ranks`, and every collective by the first of `sources` that knows it."""
 
     def __init__(self, ranks: ProfileTimer, collectives: Sequence[Collective], sources: Sequence[Source]) -> None:
-        self.ranks, self.ledger = ranks, ranks.ledger
+        self.ranks, self.ledger, self.booked = ranks, ranks.ledger, None
         self._priced: dict[tuple[int, int, int], _Exchanged] = {}
         self._data = max((op.data for op in collectives), default=1)
         self._parts: list[tuple[Collective, Pricer]] = []

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 KINDS = ("measured", "interpolated", "extrapolated", "analytic", "assumed")
+_PLACE = {kind: place for place, kind in enumerate(KINDS)}
+
+
+class RunShares(NamedTuple):
+    """What the steps of a run add to a ledger, kept step by step: not all of them may happen.
+
+    `fixed`: ns by kind that every step adds. `parts`: what changes from step to step, each as ns by step, and (first
+    step, kind) of each change of kind.
+    """
+
+    fixed: Sequence[int]
+    parts: Sequence[tuple[Sequence[int], Sequence[tuple[int, str]]]]
+
+    def between(self, first: int, last: int) -> list[int]:
+        """ns by kind of the steps `first` up to before `last`."""
+        shares = [ns * (last - first) for ns in self.fixed]
+        for wholes, changes in self.parts:
+            upto = last
+            for start, kind in reversed(changes):
+                if start < upto:
+                    shares[_PLACE[kind]] += sum(wholes[max(start, first) : upto])
+                    upto = start
+                    if start <= first:
+                        break
+        return shares
 
 
 @dataclass(slots=True)

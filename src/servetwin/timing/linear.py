@@ -22,6 +22,7 @@ class LinearTimer:
     per_context_token_ns: int = 0
     pipeline: int = 1
     ledger: Ledger = field(default_factory=Ledger)
+    booked = None
 
     def step_ns(self, shape: StepShape) -> int:
         drafts = shape.decode_tokens - shape.decode_seqs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from servetwin.errors import InputError
 from servetwin.model.kernels import AttentionKernel, Operator
-from servetwin.timing.ledger import KINDS, Ledger
+from servetwin.timing.ledger import KINDS, Ledger, RunShares
 from servetwin.timing.shape import StepShape
 from servetwin.timing.stages import apportion
 
@@ -146,6 +146,7 @@ class OperatorTimer:
         padded: Callable[[int, int], int] | None = None,
     ) -> None:
         self.ledger = Ledger()
+        self.booked: RunShares | None = None
         self.padded = padded
         self.parts: list[_Part] = []
         for operator in operators:
@@ -188,6 +189,7 @@ class OperatorTimer:
         return self._step(shape, *self._fixed(shape[1] + shape[5], shape[0], shape[5]))
 
     def run_ns(self, shape: StepShape, steps: int) -> list[int]:
+        self.booked = None
         if shape.prefill_seqs or self.on_step:
             return [self.step_ns(shape.later(i)) for i in range(steps)]
         return self._run(shape, steps, *self._fixed(shape.decode_tokens, 0, shape.decode_tokens))
@@ -238,14 +240,13 @@ class OperatorTimer:
         elif len(self._on_runs) < len(self.on_decodes):
             durations = self._step_by_step(shape, steps, total, shares)
         elif steps < MANY:
-            durations = [total] * steps
+            durations, kept = [total] * steps, []
             for count, pricer in self._on_runs:
-                wholes, changes = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, count)
-                upto = steps
-                for first, how in reversed(changes):
-                    shares[_INDEX[how]] += sum(wholes[first:upto])
-                    upto = first
-                durations = list(map(add, durations, wholes))
+                part = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, count)
+                durations = list(map(add, durations, part[0]))
+                kept.append(part)
+            self.booked = RunShares(fixed, kept)
+            shares = self.booked.between(0, steps)
         else:
             whole_steps = np.full(steps, total, np.int64)
             for count, pricer in self._on_runs:

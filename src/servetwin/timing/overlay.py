@@ -156,6 +156,7 @@ class CalibratedTimer:
         self._prefill = 1.0 if overlay.prefill_factor is None else overlay.prefill_factor
         self._decode = 1.0 if overlay.decode_factor is None else overlay.decode_factor
         self.ledger: Ledger = timer.ledger
+        self.booked = None
 
     def step_ns(self, shape: StepShape) -> int:
         whole = self.timer.step_ns(shape)

@@ -53,7 +53,7 @@ class ProfileTimer:
                 "this tensor-parallel degree was not measured", where=str(profile.folder), found=tensor, allowed=allowed
             )
         self.profile, self.tensor, self.layers = profile, tensor, layers
-        self.ledger = Ledger()
+        self.ledger, self.booked = Ledger(), None
         self._dense = _curves(read_table(profile, "dense", tensor), "tokens")
         self._per_sequence = _curves(read_table(profile, "per_sequence", tensor), "sequences")
         rows = read_table(profile, "attention", tensor)

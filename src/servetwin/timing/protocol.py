@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from servetwin.timing.ledger import Ledger
+from servetwin.timing.ledger import Ledger, RunShares
 from servetwin.timing.shape import StepShape
 
 
@@ -22,6 +22,10 @@ class StepTimer(Protocol):
         Equal, and accounted in the ledger equally, to calling `step_ns` on shape.later(0), shape.later(1), ...
         Where one of them is refused with an InputError, none is accounted.
         """
+
+    @property
+    def booked(self) -> RunShares | None:
+        """What the last `run_ns` accounted in the ledger, step by step; None: this timer did not keep it."""
 
     def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
         """Device time of one step of one rank of a data-parallel group in lock step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from servetwin.errors import InputError
+from servetwin.timing.ledger import RunShares
 from servetwin.timing.operators import OperatorTimer
 from servetwin.timing.overlay import CalibratedTimer
 from servetwin.timing.profile import ProfileTimer
@@ -46,6 +47,10 @@ class StrictTimer:
             self.ledger.restore(saved)
             raise
         return durations
+
+    @property
+    def booked(self) -> RunShares | None:
+        return self.timer.booked
 
     def lockstep_ns(self, shape: StepShape, tokens: int, gathered: int) -> int:
         before = self._beyond()
