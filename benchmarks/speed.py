@@ -3,8 +3,8 @@
     python benchmarks/speed.py [--traces DIR] [--only NAME...] [--peer NAME EXECUTABLE]...
 
 Every workload runs in a process of its own; start-up and result files count. As in an installed package, the bytecode
-of modules is there already. Traces are not part of the project: those of DIR (`azure_2023_conv.csv`,
-`mooncake_conversation.jsonl`; see docs/performance.md) are used where they are.
+of modules is there already; where numba is installed, so is compiled code. Traces are not part of the project: those
+of DIR (`azure_2023_conv.csv`, `mooncake_conversation.jsonl`; see docs/performance.md) are used where they are.
 
 `--peer` runs a simulator of others, installed in an environment of its own, on the same workloads as far as it knows
 them (see `peers.py`), right after ours; its ratio is to our seconds of the same run.
@@ -151,6 +151,8 @@ def main() -> None:
     package = find_spec("servetwin")
     assert package is not None and package.submodule_search_locations
     compileall.compile_dir(package.submodule_search_locations[0], quiet=1)
+    if find_spec("numba"):  # long runs take compiled code that is there, and do not wait for it to be made
+        subprocess.run([sys.executable, "-m", "servetwin.engine.compiled"], check=True)
     ours = run_cases(known.only, known.traces)
     for name, executable in known.peer:
         run_peer(name, executable, ours)

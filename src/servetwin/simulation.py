@@ -218,7 +218,7 @@ def _step_error(built: Built, steps: Mapping[str, Ints]) -> dict[str, float]:
 
 def _mean_steps(steps: Mapping[str, Ints], engines: int) -> dict[str, list[tuple[StepShape, int] | None]]:
     """By kind and engine: the mean shape of its steps with prefills (or of its pure decode steps), and the time of all
-    of them; None where there are none. Sums of integers, of one column at a time."""
+    of them; None where there are none. Sums of integers, of one column at a time, as if every step had a row."""
     bounds = np.searchsorted(steps["engine"], np.arange(engines + 1)).tolist()
     prefills, weight, ns = steps["prefill_seqs"] > 0, steps["steps"], steps["end_ns"] - steps["start_ns"]
     masks = {"prefill": prefills, "decode": ~prefills & (steps["decode_seqs"] > 0)}
@@ -228,6 +228,8 @@ def _mean_steps(steps: Mapping[str, Ints], engines: int) -> dict[str, list[tuple
     sums: dict[str, list[list[int]]] = {kind: [] for kind in masks}
     for name in COLUMNS[5:10]:
         column = steps[name] * weight
+        if name == "decode_context":  # grows in each step of a row
+            column = column + steps["decode_seqs"] * (weight * (weight - 1) // 2)
         for kind, mask in masks.items():
             sums[kind].append(_sums(np.where(mask, column, 0), bounds))
     return {

@@ -73,3 +73,14 @@ def test_a_request_taken_up_at_once_is_exposed_for_its_own_time() -> None:
     ttft = latencies(*(run.ints(name) for name in columns))["ttft"]
     low, high = summary["interval"]["mean_ttft_ms"]
     assert high - low == pytest.approx(2 * 0.1 * DEVIATIONS * float(np.mean(ttft)) / 1e6, rel=1e-6)
+
+
+def test_the_intervals_are_those_of_single_steps() -> None:
+    workload = {"arrivals": {"process": "poisson", "rate": 5}, "requests": 60, "input_tokens": 300, "output_tokens": 90}
+    data = {"model": "meta-llama/Llama-3.1-8B", "workload": workload, "pools": [{"device": "h100_sxm", "replicas": 2}]}
+    scenario = from_data(data, "test", Path())
+    whole = simulate(scenario)
+    single = simulate(scenario, coalesce=False, record=frozenset({"steps"}))
+    assert len(single.steps["steps"]) > 2 * len(whole.steps["steps"])
+    assert whole.step_error == single.step_error and whole.step_error
+    assert summarize(whole)["interval"] == summarize(single)["interval"]
