@@ -189,6 +189,7 @@ def show(title: str, results: list[Result]) -> None:
 
 
 TERMS = ("prefill_factor", "decode_factor", "attention_factor", "gap_ns", "gap_seq_ns", "request_ns")
+WITH_TOKENS = (*TERMS, "request_token_ns")
 FEW_KEYS = ("prefill_factor", "decode_factor", "gap_ns", "gap_seq_ns", "request_ns", "request_token_ns")
 FEWEST = 8
 """points that a fit needs"""
@@ -210,7 +211,8 @@ class Protocol:
 
 
 PROTOCOLS = (
-    Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",)),
+    # The terms that `servetwin calibrate` takes of these points when none are named.
+    Protocol("meta-llama/Llama-3.1-70B", ("h200_sxm",), False, ("h100_sxm",), WITH_TOKENS),
     # Half of its layers see 128 keys, so decode attention is a tenth of a step: too little to fit a factor. Its short
     # steps show the front end's time a token.
     Protocol("openai/gpt-oss-120b", ("h100_sxm", "h200_sxm"), True, terms=FEW_KEYS),

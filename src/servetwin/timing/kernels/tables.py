@@ -31,6 +31,11 @@ Time = tuple[float, How]
 
 Table = TypeVar("Table")
 
+CAST_BYTES = 3
+"""moved by a cast of one element from bf16 to fp8: two read, one written"""
+UNCACHED = 200_000_000
+"""bytes that no cache of these devices holds (RTX PRO 6000 has the largest, 128 MB)"""
+
 
 class KernelTables:
     """Look-ups over one kernel profile.
@@ -253,16 +258,21 @@ class KernelTables:
     def elementwise_ns(self, size: float) -> float:
         """Analytic time of a small kernel (norm, rotary, KV write, activation, sampling) that moves `size` bytes.
 
-        No table has these. The rule is AIConfigurator's for memory-bound operations, bytes over 0.8 of the memory
-        bandwidth plus a launch (`mem_bw_empirical_scaling_factor` of its system files, 0.5 instead of 0.8 for Arc Pro
-        B60). The launch is the least time of the one element-wise kernel that was timed, a cast to fp8 (1.4 to 3 us);
-        on a device without it AIConfigurator's 3 us (`mem_empirical_constant_latency`).
+        One of them was timed, the cast to fp8: a launch, its least time (1.4 to 2.1 us), plus bytes over the bandwidth
+        that it reaches beyond its launch where it moves more than caches hold (`UNCACHED`; the median). On a device
+        without it AIConfigurator's rule for memory-bound operations: 3 us and 0.8 of the bandwidth, 0.5 on Arc Pro B60
+        (`mem_empirical_constant_latency`, `mem_bw_empirical_scaling_factor` of its system files).
         """
         return size * self._ns_a_byte + self._launch_ns
 
     @cached_property
     def _ns_a_byte(self) -> float:
-        return 1e9 / (self.device.memory_efficiency * self.device.memory_bandwidth)
+        cast = self.profile.columns("quantize_static")
+        if cast is None:
+            return 1e9 / (self.device.memory_efficiency * self.device.memory_bandwidth)
+        moved = CAST_BYTES * cast["k"] * cast["m"]
+        rates = (cast["ns"] - self._launch_ns) / moved
+        return float(np.median(rates[moved >= UNCACHED]))
 
     @cached_property
     def _launch_ns(self) -> float:
@@ -272,11 +282,10 @@ class KernelTables:
     def streaming_curve(self) -> Curve | None:
         """Time over bytes moved of the one element-wise kernel that was timed: (m, 8192) of bf16 cast to fp8.
 
-        It reads two bytes an element and writes one. A stand-in, hence extrapolated, for other kernels that stream once
-        through their operands; its least time is also the launch of `elementwise_ns`.
+        A stand-in, hence extrapolated, for other kernels that stream once through their operands.
         """
         cast = self.quantize_curve(8192)
-        return None if cast is None else Curve([3 * 8192 * m for m in cast.xs], cast.ys, "extrapolated")
+        return None if cast is None else Curve([CAST_BYTES * 8192 * m for m in cast.xs], cast.ys, "extrapolated")
 
     def _table(self, name: str, build: Callable[[Columns], Table]) -> Table | None:
         if name not in self._tables:
