@@ -147,7 +147,7 @@ class WatchedScheduler(Scheduler):
             blocks = sum(self.kv.held[request.row] for request in self.riding.plain)
             for request in self.running:
                 if request.joined:
-                    context = request.computed + ridden(request, self.riding.scheduled)
+                    context = request.computed + ridden(request, self.lanes[request.lane].scheduled)
                     blocks += -(-context // self.options.block_size)
             assert self.kv.pool.used == blocks
             return

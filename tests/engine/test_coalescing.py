@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groups import pipelined
 from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
 from servetwin.engine.engine import Engine
 from servetwin.memory.blocks import BlockPool
@@ -44,6 +45,32 @@ def test_linear_law(
 ) -> None:
     timing = LINEAR | {"per_context_token_ns": 1 if context_counts else 0}
     assert_equal(scenario_of(engine, replicas=replicas, routing=routing, timing=timing), table)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tables(),
+    engines,
+    st.integers(2, 4),
+    st.sampled_from([32, 100, 512]),
+    st.integers(1, 3),
+    st.sampled_from(ROUTING),
+    st.booleans(),
+)
+def test_pipeline_stages(
+    table: RequestTable,
+    engine: dict[str, Any],
+    stages: int,
+    budget: int,
+    replicas: int,
+    routing: str,
+    slow_host: bool,
+) -> None:
+    """Small budgets spread prompts over several batches in flight, so that many of them hold decodes later."""
+    engine |= {"max_num_batched_tokens": budget, "max_num_seqs": min(budget, engine["max_num_seqs"])}
+    scenario = pipelined(scenario_of(engine, replicas=replicas, routing=routing), stages)
+    compact = assert_equal(scenario, table, slow if slow_host else None)
+    assert all(engine.scheduler.kv.pool.used == 0 for engine in compact.engines)
 
 
 WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
@@ -96,12 +123,13 @@ def test_prefills_at_intervals(table: RequestTable, engine: dict[str, Any], inte
     assert_equal(scenario_of(engine | {"prefill_schedule_interval": interval}), table)
 
 
+def slow(engine: Engine) -> None:
+    engine.host = SLOW_HOST
+
+
 @settings(max_examples=40, deadline=None)
 @given(tables(), engines, st.integers(1, 2))
 def test_time_spent_by_the_host(table: RequestTable, engine: dict[str, Any], replicas: int) -> None:
-    def slow(engine: Engine) -> None:
-        engine.host = SLOW_HOST
-
     assert_equal(scenario_of(engine, replicas=replicas), table, slow)
 
 

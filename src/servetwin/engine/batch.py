@@ -26,6 +26,7 @@ class Batch:
         "free",
         "index",
         "joined",
+        "lane",
         "number",
         "orders",
         "preempted",
@@ -55,8 +56,8 @@ class Batch:
         self.orders: list[int] = []
         """place of each entry in the running order"""
         self.preempted: list[Request] = []
-        self.number = 0
-        """which batch with something to run this is, from 1; 0: it is empty"""
+        self.number = self.lane = 0
+        """which batch with something to run this is, from 1 (0: it is empty), in which lane (see `Riding`)"""
         self.riders = self.joined = 0
         """how many requests ride; how many entries ride from the next batch on"""
         self.contexts = NOBODY

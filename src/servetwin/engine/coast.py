@@ -81,12 +81,12 @@ class Run:
             self._used += take_blocks(scheduler, self._taken, steps)
             self._taken = steps
 
-    def carry_out(self, engine: Engine) -> Batch | None:
-        """Leave `engine` as single steps would have; the batch that is then in flight."""
+    def carry_out(self, engine: Engine) -> list[Batch]:
+        """Leave `engine` as single steps would have; what is then in flight."""
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
         tops, begins, ends = self.times
         if steps < len(ends):
-            _unbook(engine.timer, shape.later(steps), len(ends) - steps)
+            unbook(engine.timer, shape.later(steps), len(ends) - steps)
             del tops[steps + 1 :], begins[steps:], ends[steps:]
         rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         self._take(scheduler, steps)
@@ -94,12 +94,13 @@ class Run:
         queue = (shape.decode_seqs, scheduler.waiting_count)
         engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
         engine.steps += steps
-        engine.occupy_until(ends[-1])
+        engine.occupy_until([ends[-1]])
         if self._flying is None:
-            return None
+            return []
         batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
         batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
-        return batch
+        engine.last_batch = batch
+        return [batch]
 
 
 def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batch | None) -> Run | None:
@@ -132,13 +133,13 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if horizon is not None and when.tops[-1] >= horizon:
         fit = bisect_left(when.tops, horizon) - 1
         if fit < SHORTEST:
-            _unbook(engine.timer, shape, steps)
+            unbook(engine.timer, shape, steps)
             return None
         steps = fit
     return Run(shape, steps, when, flying)
 
 
-def _unbook(timer: StepTimer, shape: StepShape, steps: int) -> None:
+def unbook(timer: StepTimer, shape: StepShape, steps: int) -> None:
     """Take steps that were priced and will not happen out of the ledger again."""
     ledger = timer.ledger
     saved = ledger.copy()

@@ -2,6 +2,9 @@
 
 Requests ride in batches that are numbered, so the batches in flight are kept here too, with what became of those that
 were processed: from these alone follows what the fields of a request that leaves would be had it not ridden.
+
+In a pipeline of stages, batches of different requests take turns, as a request waits for its token before it goes on.
+Each of them is a *lane*: to the requests in it, it is as if every batch was awaited before the next is scheduled.
 """
 
 from __future__ import annotations
@@ -20,29 +23,38 @@ from servetwin.memory.kv import KVCache
 
 
 class Riding:
-    """The running requests of a scheduler in two parts, those that ride and `plain` ones; the batches in flight."""
+    """The running requests of a scheduler in two parts, those that ride and `plain` ones; the batches in flight.
+
+    Of one lane: riders, batches and their numbers are its own; `plain`, `gaps` and `lanes` are those of all lanes.
+    """
 
     def __init__(
-        self, options: SchedulerOptions, kv: KVCache | FullKV | CountedKV, running: list[Request], rides: bool
+        self,
+        options: SchedulerOptions,
+        kv: KVCache | FullKV | CountedKV,
+        running: list[Request],
+        plain: list[Request],
+        gaps: Gaps,
+        lanes: list[Riding],
     ) -> None:
-        """`running`: all running requests, which the scheduler goes on changing. `rides`: whether any may ride, where
-        that is possible: not with several tokens a step, nor in steps that leave somebody out."""
+        """Becomes the last of `lanes`. `running`: all running requests, which the scheduler goes on changing."""
         self.options, self.kv, self.running = options, kv, running
-        self.rides = rides and not options.speculative_tokens and options.pipeline == 1
-        self.plain: list[Request] = [] if self.rides else running
+        self.lanes, self.lane = lanes, len(lanes)
+        lanes.append(self)
+        self.plain = plain
         """running requests that do not ride, in running order"""
         self.keeps_entries = False
         """whether batches say who rides in them"""
         self.output_ns: list[int] | None = None
         """when the outputs of each processed batch were handed out, where requests keep the times of their tokens"""
-        self.gaps = Gaps()
+        self.gaps = gaps
         self.scheduled = self.processed = 0
         """batches"""
         self.flying: deque[Batch] = deque()
         """batches that were scheduled with something to run, and not processed yet"""
         self.last_outputs_ns = 0
         self._windows = tuple(window for window in options.windows if isinstance(window, int))
-        self._ahead = options.max_batches - 1
+        self._ahead = options.max_batches - 1 if options.async_scheduling else 0
         """batches in flight whenever one is scheduled behind another"""
         self.riders = self._new_riders()
 
@@ -67,7 +79,7 @@ class Riding:
     def launch(self, batch: Batch) -> None:
         """A batch with something to run was scheduled."""
         self.scheduled += 1
-        batch.number = self.scheduled
+        batch.number, batch.lane = self.scheduled, self.lane
         self.flying.append(batch)
 
     def land(self, batch: Batch, now: int) -> None:
@@ -101,7 +113,7 @@ class Riding:
             return
         if self._windows and request.in_flight != 1 + self._ahead:  # its windows slide by more than a token
             return
-        request.joined, request.rides_to = batch.number, batch.number + left
+        request.joined, request.rides_to, request.lane = batch.number, batch.number + left, self.lane
         batch.joined += 1
         self.riders.add(request)
 
@@ -127,8 +139,6 @@ class Riding:
             if request.token_ns is not None:
                 assert self.output_ns is not None
                 request.token_ns += self.output_ns[joined:processed]
-        if done or flying:
-            request.last_batch = self.scheduled
         if isinstance(self.kv, CountedKV):
             # Scheduling ahead, a token counts as known when the step after its own is scheduled.
             late = 1 if flying and self.options.async_scheduling else 0
@@ -145,9 +155,10 @@ class Riding:
 
     def dissolve(self) -> None:
         """Nobody rides any more, until the next batch is scheduled."""
-        for request in self.running:
-            if request.joined:
-                self.leave(request)
+        if self.riders.count:
+            for request in self.running:
+                if request.joined and request.lane == self.lane:
+                    self.leave(request)
 
     def ride(self, batch: Batch, budget: int) -> int:
         """Give the riders their tokens in a new batch; what is left of the budget.
@@ -171,12 +182,16 @@ class Riding:
         count, needed = riders.count, riders.blocks(number)
         if self.plain:
             wanted = sum(request.known + request.placeholders - request.computed for request in self.plain)
-            if wanted > budget - count and self.plain[0] is not self.running[-len(self.plain)]:
+            if count and wanted > budget - count and self.plain[0] is not self.running[-len(self.plain)]:
                 self.dissolve()
                 return budget
             if wanted > 0:
                 needed += riders.groups * (min(wanted, budget) // self.options.block_size + len(self.plain))
-        if count > budget or needed > self.kv.pool.free:
+        if needed > self.kv.pool.free:
+            for lane in self.lanes:
+                lane.dissolve()
+            return budget
+        if count > budget:
             self.dissolve()
             return budget
         if not count:
@@ -184,8 +199,12 @@ class Riding:
         self.take_blocks(number)
         batch.riders, batch.contexts = count, riders.contexts(number)
         if self.keeps_entries:
-            batch.riding = [request for request in self.running if request.joined]
+            batch.riding = self.requests()
         return budget - count
+
+    def requests(self) -> list[Request]:
+        """Who rides, in running order."""
+        return [request for request in self.running if request.joined and request.lane == self.lane]
 
     def take_blocks(self, number: int) -> None:
         """Give the riders the blocks that they need in batch `number`, take back those that they no longer need, and
@@ -202,6 +221,17 @@ class Riding:
             # Scheduling ahead, the last token is not known yet.
             known = computed + 1 - ahead
             kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain, in_flight=ahead)
+
+
+def new_lanes(
+    options: SchedulerOptions, kv: KVCache | FullKV | CountedKV, running: list[Request], rides: bool
+) -> list[Riding]:
+    """The lanes of a scheduler; one, in which nobody is to ride, where not `rides`."""
+    lanes: list[Riding] = []
+    plain, gaps = [] if rides else running, Gaps()
+    for _ in range(options.pipeline if rides else 1):
+        Riding(options, kv, running, plain, gaps, lanes)
+    return lanes
 
 
 def _running_order(request: Request) -> int:
