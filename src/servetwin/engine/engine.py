@@ -110,7 +110,7 @@ class Engine:
                     return self._next_look(now, oldest)
             if self.inbox:
                 self._open_inbox(now)
-            if self._horizon is not None and len(batches) == self._room - 1 and scheduler.take_turn():
+            if self._horizon is not None and len(batches) == self._room - 1 and scheduler.steady:
                 if self._runs_ahead:
                     self.run = self._begin(now, self._reach, None)
                     if self.run is not None:
@@ -242,6 +242,14 @@ class Engine:
     def stage_times(self, shape: StepShape, ns: int) -> list[int]:
         """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
         return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
+
+    def run_stage_times(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+        """The same of consecutive steps of one batch of decodes, which are accounted for as well."""
+        timer, gap = self.timer, self.host.gap(shape.decode_seqs)
+        durations, stages = timer.run_ns(shape, steps), timer.run_stage_ns(shape, steps)
+        if gap:
+            return [apportion(ns + gap, parts) for ns, parts in zip(durations, stages, strict=True)]
+        return stages
 
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""

@@ -139,7 +139,9 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, ring: Sequen
     parts, steps = planned
     saved = engine.timer.ledger.copy()
     try:
-        priced = [_stage_times(engine, part.shape, len(range(i, steps, len(parts)))) for i, part in enumerate(parts)]
+        priced = [
+            engine.run_stage_times(part.shape, len(range(place, steps, len(parts)))) for place, part in enumerate(parts)
+        ]
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
         engine.timer.ledger.restore(saved)
         return None
@@ -153,23 +155,17 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, ring: Sequen
     return Rotation(parts, steps, when, free, tuple(ring))
 
 
-def _stage_times(engine: Engine, shape: StepShape, steps: int) -> list[list[int]]:
-    """Durations of a lane's steps by stage, host gap included."""
-    gap = engine.host.gap(shape.decode_seqs)
-    return [engine.stage_times(shape.later(i), ns + gap) for i, ns in enumerate(engine.timer.run_ns(shape, steps))]
-
-
 def plan(scheduler: Scheduler, ring: Sequence[Batch], most: int) -> tuple[list[Part], int] | None:
     """The lanes that would take turns from this loop top on if nothing reached the scheduler from outside, and for how
     many steps, at most `most`; None when those are fewer than SHORTEST. See `coast.plan`."""
-    scheduler.take_turn()
-    lane, options = scheduler.riding, scheduler.options
+    lane = scheduler.riding
     if not lane.riders.count or lane.plain or scheduler.holds_prefills is not None:
         return None
-    if scheduler.waiting_count and (
-        len(scheduler.running) < scheduler.max_active or options.prefill_schedule_interval > 1
-    ):
-        return None
+    if scheduler.waiting_count:
+        if len(scheduler.running) < scheduler.max_active:
+            return None
+        if scheduler.options.prefill_schedule_interval > 1:  # empty batches count differently there
+            return None
     if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
         return None
     flying = [batch for batch in ring if len(batch)]

@@ -157,8 +157,7 @@ class Scheduler:
         budget = self.options.max_num_batched_tokens
         if self.take_turn():
             budget = self.riding.ride(batch, budget)
-            if batch.riders and not (self.riding.plain or len(self.waiting) or len(self.holding)):
-                self._capacity_bound = False
+            if not (self.riding.plain or len(self.waiting) or len(self.holding)):
                 self._schedule_riders(batch)
                 return batch
         threshold = self._prefill_threshold()
@@ -186,22 +185,36 @@ class Scheduler:
         self._unflushed = False
         return batch
 
+    @property
+    def steady(self) -> bool:
+        """Whether somebody rides in the next batch, and nobody who runs does not ride."""
+        return self.take_turn() and self.riding.riders.count > 0 and not self.riding.plain
+
     def take_turn(self) -> bool:
         """Choose the lane of the batch to be scheduled: one that has none in flight. Whether anybody rides, in any."""
         lanes = self.lanes
         if len(lanes) == 1:
             return self.riding.riders.count > 0
-        landed = [lane for lane in lanes if not lane.flying]
-        steady = [lane for lane in landed if lane.riders.count]
-        self.riding = (steady or landed)[0]
-        for lane in steady[1:]:  # they would all be in the same batch
-            lane.dissolve()
-        return any(lane.riders.count for lane in lanes)
+        anybody, chosen = 0, None
+        for lane in lanes:
+            count = lane.riders.count
+            anybody += count
+            if lane.flying:
+                continue
+            if chosen is None or (count and not chosen.riders.count):
+                chosen = lane
+            elif count:  # they would all be in the same batch
+                lane.dissolve()
+        assert chosen is not None
+        self.riding = chosen
+        return anybody > 0
 
     def _schedule_riders(self, batch: Batch) -> None:
-        """The rest of `schedule` where there is nobody but riders."""
-        self._executed_steps += 1
-        self.riding.launch(batch)
+        """The rest of `schedule` where there is nobody but riders, in this lane or another one."""
+        self._capacity_bound = False
+        if batch.riders:
+            self._executed_steps += 1
+            self.riding.launch(batch)
         batch.running, batch.free = len(self.running), self.kv.pool.free
         self._unflushed = False
 

@@ -283,6 +283,25 @@ class OperatorTimer:
         return [a + b for a, b in zip(dense, head, strict=True)]
 
     def stage_ns(self, shape: StepShape) -> list[int]:
+        fixed = self._stages_fixed(shape)
+        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+        if self._on_step or len(self._on_runs) < len(self._on_decodes):
+            return [self.stage_ns(shape.later(i)) for i in range(steps)]
+        seqs, tokens, context, longest = shape[4:8]
+        stages = [[ns] * steps for ns in self._stages_fixed(shape)]
+        for part in self._varying:
+            pricer, weights = part.pricer, part.operator.stages
+            if not isinstance(pricer, RunPricer):  # of prefills
+                continue
+            wholes, _ = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, part.calls)
+            each = zip(*(apportion(ns, weights) for ns in wholes), strict=True)
+            stages = [list(map(add, sums, more)) for sums, more in zip(stages, each, strict=True)]
+        return list(zip(*stages, strict=True))
+
+    def _stages_fixed(self, shape: StepShape) -> list[int]:
+        """Time by stage of all operators that depend on numbers of rows alone."""
         tokens, logits = shape.tokens, shape.logits
         if self._padded is not None:
             tokens = self._padded(tokens, shape.prefill_seqs)
@@ -293,7 +312,7 @@ class OperatorTimer:
             head = self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
             fixed[-1] += sum(dense) + sum(head) - sum(fixed)  # the 1 ns that a step takes at least
             self._stage_shares[tokens, logits] = fixed
-        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+        return fixed
 
     def _by_stage(self, priced: Iterable[tuple[_Part, int, str]]) -> list[int]:
         stages = [0] * len(self.parts[0].operator.stages)

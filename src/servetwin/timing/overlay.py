@@ -11,6 +11,7 @@ Terms that are left out keep the value of the engine version or the source.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,9 @@ class CalibratedTimer:
         scaled = self.step_ns(shape)
         self.ledger.restore(saved)
         return apportion(scaled, self.timer.stage_ns(shape))
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+        saved = self.ledger.copy()
+        scaled = self.run_ns(shape, steps)
+        self.ledger.restore(saved)
+        return [apportion(ns, parts) for ns, parts in zip(scaled, self.timer.run_stage_ns(shape, steps), strict=True)]

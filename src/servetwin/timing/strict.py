@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from servetwin.errors import InputError
 from servetwin.timing.operators import OperatorTimer
 from servetwin.timing.overlay import CalibratedTimer
@@ -61,6 +63,9 @@ class StrictTimer:
 
     def stage_ns(self, shape: StepShape) -> list[int]:
         return self.timer.stage_ns(shape)
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+        return self.timer.run_stage_ns(shape, steps)
 
     def _beyond(self) -> int:
         return self.ledger.extrapolated + self.ledger.assumed
