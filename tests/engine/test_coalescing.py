@@ -73,6 +73,44 @@ def test_pipeline_stages(
     assert all(engine.scheduler.kv.pool.used == 0 for engine in compact.engines)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    stages=st.integers(2, 4),
+    blocks=st.sampled_from([30, 60, 90, 400]),
+    replicas=st.integers(1, 2),
+    model=st.sampled_from(["meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b"]),
+    source=st.sampled_from(["linear", "roofline"]),
+    slow_host=st.booleans(),
+)
+def test_a_full_pipeline(
+    seed: int, stages: int, blocks: int, replicas: int, model: str, source: str, slow_host: bool
+) -> None:
+    """Prompts come at once and are computed in small pieces, so that batches of decodes of different sizes take
+    turns."""
+    random = Random(seed)
+    rows = []
+    for _ in range(random.randrange(6, 24)):
+        arrival, abort = random.choice([0, random.randrange(900 * MS)]), random.randrange(900 * MS)
+        prompt, output = random.randrange(1, 130), random.randrange(30, 190)
+        rows.append(Row(arrival, prompt, output, abort_ns=arrival + abort if random.random() < 0.1 else -1))
+    options = {
+        "async_scheduling": False,
+        "enable_prefix_caching": random.random() < 0.7,
+        "num_gpu_blocks_override": blocks,
+        "max_num_seqs": random.choice([6, 16]),
+        "max_num_batched_tokens": random.choice([24, 40, 64]),
+        "max_model_len": 320,
+        "block_size": 16,
+        "prefill_schedule_interval": random.choice([1, 1, 3]),
+        "scheduling_policy": random.choice(["fcfs", "priority"]),
+    }
+    timing = LINEAR if source == "linear" else {"source": source}
+    routing = random.choice(ROUTING)
+    scenario = pipelined(scenario_of(options, model=model, replicas=replicas, timing=timing, routing=routing), stages)
+    assert_equal(scenario, table_of(rows), slow if slow_host else None)
+
+
 WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 
 

@@ -165,6 +165,11 @@ class OperatorTimer:
         self._logit_shares: dict[int, tuple[int, ...]] = {}
         self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
         self._varying = [part for part in self.parts if needs(part.operator) != "rows"]
+        self._staged_runs = [
+            (part.calls, part.pricer, part.operator.stages)
+            for part in self._varying
+            if needs(part.operator) == "decodes" and isinstance(part.pricer, RunPricer)
+        ]
         self._stage_shares: dict[tuple[int, int], list[int]] = {}
         self._fixed_shares: dict[tuple[int, int], tuple[int, list[int]]] = {}
 
@@ -291,11 +296,8 @@ class OperatorTimer:
             return [self.stage_ns(shape.later(i)) for i in range(steps)]
         seqs, tokens, context, longest = shape[4:8]
         stages = [[ns] * steps for ns in self._stages_fixed(shape)]
-        for part in self._varying:
-            pricer, weights = part.pricer, part.operator.stages
-            if not isinstance(pricer, RunPricer):  # of prefills
-                continue
-            wholes, _ = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, part.calls)
+        for calls, pricer, weights in self._staged_runs:
+            wholes, _ = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, calls)
             each = zip(*(apportion(ns, weights) for ns in wholes), strict=True)
             stages = [list(map(add, sums, more)) for sums, more in zip(stages, each, strict=True)]
         return list(zip(*stages, strict=True))
