@@ -111,6 +111,32 @@ def test_a_full_pipeline(
     assert_equal(scenario, table_of(rows), slow if slow_host else None)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    tables(),
+    engines,
+    st.sampled_from([1, 2, 3, 7, 20]),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([1, 1, 1, 2]),
+    st.integers(1, 2),
+    st.sampled_from(["meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b"]),
+    st.booleans(),
+)
+def test_drafts_with_a_certain_fate(
+    table: RequestTable,
+    engine: dict[str, Any],
+    drafts: int,
+    accepted: float,
+    stages: int,
+    replicas: int,
+    model: str,
+    slow_host: bool,
+) -> None:
+    engine |= {"num_speculative_tokens": drafts, "spec_acceptance_rate": accepted}
+    scenario = scenario_of(engine, model=model, replicas=replicas, routing="least_kv_usage")
+    assert_equal(pipelined(scenario, stages), table, slow if slow_host else None)
+
+
 WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 
 

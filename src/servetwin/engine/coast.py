@@ -84,20 +84,26 @@ class Run:
     def carry_out(self, engine: Engine) -> list[Batch]:
         """Leave `engine` as single steps would have; what is then in flight."""
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
+        growth = scheduler.riding.growth
         tops, begins, ends = self.times
         if steps < len(ends):
-            unbook(engine.timer, shape.later(steps), len(ends) - steps)
+            unbook(engine.timer, shape.later(steps * growth), len(ends) - steps, growth)
             del tops[steps + 1 :], begins[steps:], ends[steps:]
         rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         self._take(scheduler, steps)
         _hand_out(scheduler, tops[1:])
         queue = (shape.decode_seqs, scheduler.waiting_count)
-        engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
+        if growth == 1:
+            engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
+        else:  # a row of several steps has contexts that grow by one token each
+            for i, used in enumerate(self._used):
+                step = engine.steps + i, shape.later(i * growth), begins[i : i + 1], ends[i : i + 1], [used]
+                engine.log.run(engine.number, *step, queue, rows)
         engine.steps += steps
         engine.occupy_until([ends[-1]])
         if self._flying is None:
             return []
-        batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
+        batch = batch_in_flight(scheduler, shape.later((steps - 1) * growth), tops[-2])
         batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
         engine.last_batch = batch
         return [batch]
@@ -121,10 +127,12 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if planned is None:
         return None
     shape, steps = planned
-    seqs = shape.decode_seqs
+    seqs, growth = shape.decode_seqs, engine.scheduler.riding.growth
+    saved = engine.timer.ledger.copy()
     try:
-        durations = engine.timer.run_ns(shape, steps)
+        durations = price(engine.timer, shape, steps, growth)
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
+        engine.timer.ledger.restore(saved)
         return None
     gap = engine.host.gap(seqs)
     if gap:
@@ -133,17 +141,24 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if horizon is not None and when.tops[-1] >= horizon:
         fit = bisect_left(when.tops, horizon) - 1
         if fit < SHORTEST:
-            unbook(engine.timer, shape, steps)
+            engine.timer.ledger.restore(saved)
             return None
         steps = fit
     return Run(shape, steps, when, flying)
 
 
-def unbook(timer: StepTimer, shape: StepShape, steps: int) -> None:
+def price(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> list[int]:
+    """Device times of consecutive steps of decodes, each of which goes on by `growth` tokens in a step."""
+    if growth == 1:
+        return timer.run_ns(shape, steps)
+    return [timer.step_ns(shape.later(i * growth)) for i in range(steps)]
+
+
+def unbook(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> None:
     """Take steps that were priced and will not happen out of the ledger again."""
     ledger = timer.ledger
     saved = ledger.copy()
-    timer.run_ns(shape, steps)
+    price(timer, shape, steps, growth)
     priced = ledger.less(saved)
     ledger.restore(saved.less(priced))
 
@@ -159,14 +174,14 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None
-    if riders.count > scheduler.options.max_num_batched_tokens:
+    if riders.count * scheduler.riding.width > scheduler.options.max_num_batched_tokens:
         return None
     if scheduler.waiting_count and len(running) < scheduler.max_active:
         return None
     if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
         return None
     steps = riders.next_leave() - scheduler.riding.scheduled
-    if flying is None:
+    if not scheduler.riding.last_rides:
         steps -= 1  # its last token is not in flight yet: it comes with the step in which it leaves
     if most is not None and most < steps:
         steps = most
@@ -177,7 +192,8 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     if steps < SHORTEST:
         return None
     context, largest, smallest = riders.contexts(first)
-    return Plan(StepShape(0, 0, 0, 0, riders.count, riders.count, context, largest, smallest), steps)
+    tokens = riders.count * scheduler.riding.width
+    return Plan(StepShape(0, 0, 0, 0, riders.count, tokens, context, largest, smallest), steps)
 
 
 def times(now: int, device_free: int | None, durations: Sequence[int], before: int) -> Times:
@@ -257,7 +273,7 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
     """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
     riders, free = scheduler.riding.riders, scheduler.kv.pool.free
-    if riders.groups * riders.count * (steps // riders.size + 1) <= free:
+    if riders.groups * riders.count * (steps * riders.growth // riders.size + 1) <= free:
         return steps
     for i in range(steps):
         free -= riders.blocks(first + i)

@@ -46,7 +46,7 @@ def coast(group: LockStep, now: int) -> int:
     """Carry out as many passes as possible at once; the time at which the busy ranks are back at the tops of their
     loops (`now`, when nothing was done or nobody is busy). Same results as pass by pass."""
     start = _start(group, now)
-    if start is None:
+    if start is None or any(rank.scheduler.riding.growth > 1 for rank in start.busy):
         return now
     horizon = min((each for rank in group.ranks if (each := rank.horizon()) is not None), default=None)
     steps = None if start.busy else group.check_every

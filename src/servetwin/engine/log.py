@@ -159,8 +159,9 @@ class StepLog:
         if len(self.rows) >= PACKED:
             self._settle()
         if self.schedule is not None:
+            tokens = shape.decode_tokens // max(1, seqs)
             for i in range(steps):
-                self.schedule += [(engine, first + i, row, 1) for row in requests]
+                self.schedule += [(engine, first + i, row, tokens) for row in requests]
             if self.keep is not None and len(self.schedule) >= PACKED:
                 self.hand_over_entries()
 

@@ -33,6 +33,7 @@ class Request:
     __slots__ = (
         "abort_ns",
         "arrival_ns",
+        "base",
         "cached_tokens",
         "chain",
         "computed",
@@ -111,9 +112,9 @@ class Request:
         self.loaded = False
         self.order = 0
         """place in the running order: the number of its last admission"""
-        self.joined = self.rides_to = self.lane = 0
-        """while it rides (see `Riders`; 0: it does not): the batch in which it began to, that of its last token; its
-        lane"""
+        self.joined = self.rides_to = self.base = self.lane = 0
+        """while it rides (see `Riders`; 0: it does not): the batch in which it began to, that of its last token; where
+        its context would have been before batch 1; its lane"""
         self.quiet = 0
         """tokens up to which the KV cache has nothing to do for this request"""
         self.preemptions = 0

@@ -55,21 +55,26 @@ class Riding:
         self.last_outputs_ns = 0
         self._windows = tuple(window for window in options.windows if isinstance(window, int))
         self._ahead = options.max_batches - 1 if options.async_scheduling else 0
+        self.width, self.growth = options.decode_width, options.decode_growth
+        """tokens of a rider that a batch computes, and keeps"""
+        self.last_rides = options.async_scheduling and self.width == 1
+        """whether riders still ride in the batch of their last token"""
         """batches in flight whenever one is scheduled behind another"""
         self.riders = self._new_riders()
 
     def _new_riders(self) -> Riders:
         """Nobody rides yet. Where KV blocks have names, riders are listed by the contexts with which they must call on
         the cache."""
-        options, size, ahead = self.options, self.options.block_size, self._ahead
+        options, ahead = self.options, self._ahead * self.width
         groups, calls = sum(window != "state" for window in options.windows), []
+        slots = self.width + options.lookahead_tokens
         if not isinstance(self.kv, CountedKV):
-            calls.append(0)  # a block to take
-            if self.kv.caching and not options.async_scheduling:
-                calls.append(size - 1)  # one to make findable (scheduling ahead, its last token is not known yet)
+            calls.append(1 - slots)  # a block to take
+            if self.kv.caching:
+                calls.append(ahead - 1)  # one to make findable (scheduling ahead, the last tokens are not known yet)
             # One that slides out of a window, once the tokens in flight are left out.
             calls += [window - 1 + ahead for window in self._windows]
-        return Riders(size, groups, calls)
+        return Riders(options.block_size, groups, calls, self.growth, slots)
 
     def told_apart(self, kv: KVCache | FullKV) -> None:
         """KV blocks have names from now on; nobody rides."""
@@ -91,6 +96,8 @@ class Riding:
         handing = self.riders.handing
         if handing:
             self.gaps.add(now - self.last_outputs_ns, handing)
+            if self.growth > 1:
+                self.gaps.add(0, handing * (self.growth - 1))
         self.riders.handing = handing + batch.joined
         self.last_outputs_ns = now
 
@@ -99,27 +106,44 @@ class Riding:
         self.processed += len(outputs_ns)
         if outputs_ns:
             self.gaps.add_all(self.last_outputs_ns, outputs_ns, self.riders.count)
+            if self.growth > 1:
+                self.gaps.add(0, self.riders.count * (self.growth - 1) * len(outputs_ns))
             self.last_outputs_ns = outputs_ns[-1]
         if self.output_ns is not None:
             self.output_ns += outputs_ns
 
-    def join(self, request: Request, batch: Batch) -> None:
-        """From the batch after this one on `request` rides, if it goes on for long enough."""
-        left = min(request.max_tokens, self.options.max_model_len - request.prompt)
+    def join(self, request: Request, batch: Batch, drafts: int) -> None:
+        """From the batch after this one on, in which it has `drafts`, `request` rides, if it goes on for long enough
+        and as riders do."""
+        options, width, growth, batches = self.options, self.width, self.growth, 1 + self._ahead
+        left = space = options.max_model_len - request.prompt
+        if request.max_tokens < left:
+            left = request.max_tokens
         if request.stop_after is not None and request.stop_after < left:
             left = request.stop_after
-        left -= request.outputs + (request.placeholders or 1)
+        lost = width - growth
+        if lost and (drafts < width - 1 or (self._ahead and request.placeholders != width * batches)):
+            return  # the batches in flight do not all lose as many drafts
+        coming = growth * batches if lost else request.placeholders or 1 + drafts
+        left -= request.outputs + coming
         if left < 2 or request.stale:
             return
-        if self._windows and request.in_flight != 1 + self._ahead:  # its windows slide by more than a token
+        if self._windows and request.in_flight != width * batches:  # its windows slide by other steps
             return
-        request.joined, request.rides_to, request.lane = batch.number, batch.number + left, self.lane
+        last = batch.number - (-left // growth)
+        if width > 1:  # no draft may go beyond the model's length
+            space -= request.outputs + coming + width * batches + options.lookahead_tokens
+            last = min(last, batch.number + 2 + space // growth)
+            if last < batch.number + 2:
+                return
+        request.joined, request.rides_to, request.lane = batch.number, last, self.lane
+        request.base = request.computed - lost - growth * batch.number
         batch.joined += 1
         self.riders.add(request)
 
     def leave(self, request: Request) -> None:
         """Bring the fields of a rider to what they would be had it not ridden, and list it in the batches in flight."""
-        riders, joined, processed = self.riders, request.joined, self.processed
+        riders, joined, processed, width, growth = self.riders, request.joined, self.processed, self.width, self.growth
         riders.remove(request)
         done, flying = processed - joined, self.scheduled - processed
         if done < 0:  # the batch that it joined in is in flight itself, and lists it
@@ -128,30 +152,42 @@ class Riding:
         else:
             riders.handing -= 1
         request.joined = 0
-        request.computed += done + flying
-        request.outputs += done
-        request.known += done
-        request.in_flight += flying
+        request.computed += done * growth + flying * width
+        request.outputs += done * growth
+        request.known += done * growth
+        request.in_flight += flying * width
         if self.options.async_scheduling:
-            request.placeholders += flying
+            request.placeholders += flying * width
+        elif flying:
+            request.drafts = 0
         if done:
             request.last_token_ns = self.last_outputs_ns
             if request.token_ns is not None:
                 assert self.output_ns is not None
-                request.token_ns += self.output_ns[joined:processed]
-        if isinstance(self.kv, CountedKV):
-            # Scheduling ahead, a token counts as known when the step after its own is scheduled.
-            late = 1 if flying and self.options.async_scheduling else 0
-            self.kv.settle(request.row, request.computed, request.computed - late if done or flying else 0)
+                request.token_ns += [ns for ns in self.output_ns[joined:processed] for _ in range(growth)]
+        if done or flying:
+            self._settle(request, done > 0)
         request.quiet = 0  # ask the cache
         for i in range(1, flying + 1):
-            self.flying[-i].insert(request)
+            self.flying[-i].insert(request, width)
             self.flying[-i].riders -= 1
         plain, order = self.plain, request.order
         at = len(plain)
         while at and plain[at - 1].order > order:
             at -= 1
         plain.insert(at, request)
+
+    def _settle(self, request: Request, processed: bool) -> None:
+        """Leave the KV cache as the steps would have in which `request` rode, some of them `processed`."""
+        options, kv = self.options, self.kv
+        before = request.base + self.growth * (self.scheduled - 1)
+        certain = before + 1 - self.width * self._ahead  # when the last of them was scheduled
+        if processed and (options.async_scheduling or (self.width > 1 and options.commits_drafts_at_output)):
+            certain = max(certain, request.computed - request.in_flight)
+        if isinstance(kv, CountedKV):
+            kv.settle(request.row, before + self.riders.slots, certain)
+        elif self.width > 1 and request.chain is not None:
+            kv.commit(request.row, certain, request.chain)
 
     def dissolve(self) -> None:
         """Nobody rides any more, until the next batch is scheduled."""
@@ -168,11 +204,11 @@ class Riding:
         """
         riders, number = self.riders, self.scheduled + 1
         # Waiting for every step, the last token is not yet in flight: the step is this one.
-        last = number - 1 if self.options.async_scheduling else number
+        last = number - 1 if self.last_rides else number
         if last in riders.leaving:
             for request in list(riders.leaving[last]):
                 self.leave(request)
-        if self._windows and number - 1 - self.processed != self._ahead:
+        if (self._windows or self.width > 1) and number - 1 - self.processed != self._ahead:
             self.dissolve()
             return budget
         if self._windows and self.plain and self.plain[0] is not self.running[-len(self.plain)]:
@@ -180,27 +216,32 @@ class Riding:
             for request in riders.calling(number):
                 self.leave(request)
         count, needed = riders.count, riders.blocks(number)
+        tokens = count * self.width
         if self.plain:
-            wanted = sum(request.known + request.placeholders - request.computed for request in self.plain)
-            if count and wanted > budget - count and self.plain[0] is not self.running[-len(self.plain)]:
+            wanted = sum(
+                request.known + request.drafts + request.placeholders - request.computed for request in self.plain
+            )
+            if count and wanted > budget - tokens and self.plain[0] is not self.running[-len(self.plain)]:
                 self.dissolve()
                 return budget
             if wanted > 0:
-                needed += riders.groups * (min(wanted, budget) // self.options.block_size + len(self.plain))
+                wanted = min(wanted, budget) + self.options.lookahead_tokens * len(self.plain)
+                needed += riders.groups * (wanted // riders.size + len(self.plain))
         if needed > self.kv.pool.free:
             for lane in self.lanes:
                 lane.dissolve()
             return budget
-        if count > budget:
+        if tokens > budget:
             self.dissolve()
             return budget
         if not count:
             return budget
         self.take_blocks(number)
-        batch.riders, batch.contexts = count, riders.contexts(number)
+        batch.riders, batch.contexts, batch.width = count, riders.contexts(number), self.width
         if self.keeps_entries:
             batch.riding = self.requests()
-        return budget - count
+            batch.gone = self.growth * (number - 1)
+        return budget - tokens
 
     def requests(self) -> list[Request]:
         """Who rides, in running order."""
@@ -213,14 +254,21 @@ class Riding:
         if isinstance(kv, CountedKV):
             kv.pool.free -= riders.blocks(number)
             return
-        calling, before, ahead = riders.calling(number), number - 1, self._ahead
+        calling, before, ahead = riders.calling(number), self.growth * (number - 1), self._ahead * self.width
+        width, lookahead = self.width, self.options.lookahead_tokens
         if self._windows:
             calling.sort(key=_running_order)
         for request in calling:
-            computed = request.computed + before - request.joined
-            # Scheduling ahead, the last token is not known yet.
-            known = computed + 1 - ahead
-            kv.allocate(request.row, computed=computed, new=1, known=known, chain=request.chain, in_flight=ahead)
+            computed = request.base + before
+            kv.allocate(
+                request.row,
+                computed=computed,
+                new=width,
+                known=computed + 1 - ahead,  # scheduling ahead, the last tokens are not known yet
+                chain=request.chain,
+                in_flight=ahead,
+                lookahead=lookahead,
+            )
 
 
 def new_lanes(

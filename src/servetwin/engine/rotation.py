@@ -79,7 +79,7 @@ class Rotation:
         for place, part in enumerate(parts):
             done, priced = len(range(place, steps, len(parts))), len(range(place, len(ends), len(parts)))
             if done < priced:
-                unbook(engine.timer, part.shape.later(done), priced - done)
+                unbook(engine.timer, part.shape.later(done), priced - done, 1)
         self._take(scheduler, steps)
         self._log(engine)
         for place, part in enumerate(parts):

@@ -46,9 +46,11 @@ class Scheduler:
         self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
         new_queue = ByPriority if options.priority else Fcfs
         self.running: list[Request] = []
-        several = options.speculative_tokens or (options.async_scheduling and options.pipeline > 1)
-        self.rides = rides and not several
-        """whether any request may ride: not with several tokens a step, nor in steps that leave some of them out"""
+        drawn = options.speculative_tokens and options.accepted_drafts is None
+        cut = 0 < options.long_prefill_token_threshold < options.decode_width
+        overlaps = options.pipeline > 1 and (options.async_scheduling or options.speculative_tokens)
+        self.rides = rides and not (drawn or cut or overlaps)
+        """whether any request may ride: where all steps of its decode are alike, one for each of its outputs"""
         self.lanes = new_lanes(options, kv, self.running, self.rides)
         self.riding = self.lanes[0]
         """the lane of the batch that is scheduled next, or was last"""
@@ -498,7 +500,7 @@ class Scheduler:
                     request.placeholders += 1 + drafts
                     request.drafts = speculative
                 if self.rides:
-                    self.riding.join(request, batch)
+                    self.riding.join(request, batch, drafts)
         if batch.joined:
             plain = self.riding.plain
             plain[:] = [request for request in plain if not request.joined]
