@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from groups import pipelined
 from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
+from servetwin.engine.batch import Batch
 from servetwin.engine.engine import Engine
+from servetwin.engine.scheduler import Scheduler
 from servetwin.memory.blocks import BlockPool
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.profile import ProfileTimer
@@ -137,6 +139,16 @@ def test_drafts_with_a_certain_fate(
     assert_equal(pipelined(scenario, stages), table, slow if slow_host else None)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("accepted", [0.0, 1.0])
+@pytest.mark.parametrize("prompt", [100, 199, 290, 316])
+def test_drafts_up_to_the_length_of_the_model(prompt: int, accepted: float, asynchronous: bool) -> None:
+    for drafts in (1, 6, 17):
+        options = {"num_speculative_tokens": drafts, "spec_acceptance_rate": accepted, "max_model_len": 320}
+        rows = [Row(prompt=prompt + i, output=300) for i in range(3)]
+        assert_equal(scenario_of(options | {"async_scheduling": asynchronous}), table_of(rows))
+
+
 WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 
 
@@ -232,6 +244,37 @@ def test_long_runs_are_really_coalesced(asynchronous: bool, options: dict[str, A
     compact = assert_equal(scenario_of({"async_scheduling": asynchronous} | options, model=model), table_of(rows))
     steps = compact.steps()
     assert sum(row["steps"] for row in steps) > 10 * len(steps)
+
+
+@pytest.fixture
+def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """The batches that were scheduled one by one."""
+    batches: list[Batch] = []
+    schedule = Scheduler.schedule
+
+    def noted(self: Scheduler, now: int) -> Batch:
+        batches.append(schedule(self, now))
+        return batches[-1]
+
+    monkeypatch.setattr(Scheduler, "schedule", noted)
+    return batches
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_turns_are_really_taken_in_runs(stages: int, scheduled: list[Batch]) -> None:
+    options = {"max_num_batched_tokens": 120, "async_scheduling": False}
+    scenario = pipelined(scenario_of(options), stages)
+    steps = run(scenario, table_of([Row(prompt=60, output=800) for _ in range(8)])).steps()
+    assert len(steps) > 790 * stages, "there is one batch in flight, not one a stage"
+    assert len(steps) > 20 * len(scheduled)
+
+
+@pytest.mark.parametrize("accepted", [0.0, 1.0])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_drafts_are_really_run(accepted: float, asynchronous: bool, scheduled: list[Batch]) -> None:
+    options = {"num_speculative_tokens": 3, "spec_acceptance_rate": accepted, "async_scheduling": asynchronous}
+    rows = [Row(i * 50 * MS, prompt=100, output=1600) for i in range(8)]
+    assert len(run(scenario_of(options), table_of(rows)).steps()) > 8 * len(scheduled)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
