@@ -170,7 +170,9 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     `flying`: the batch on the device (asynchronous scheduling), if any.
     """
     riders, running = scheduler.riding.riders, scheduler.running
-    if not riders.count or scheduler.riding.plain or scheduler.holds_prefills is not None:
+    if not riders.count or scheduler.riding.plain:
+        return None
+    if scheduler.waiting_count and scheduler.holds_prefills is not None:
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None

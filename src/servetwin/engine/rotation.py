@@ -159,7 +159,7 @@ def plan(scheduler: Scheduler, ring: Sequence[Batch], most: int) -> tuple[list[P
     """The lanes that would take turns from this loop top on if nothing reached the scheduler from outside, and for how
     many steps, at most `most`; None when those are fewer than SHORTEST. See `coast.plan`."""
     lane = scheduler.riding
-    if not lane.riders.count or lane.plain or scheduler.holds_prefills is not None:
+    if not lane.riders.count or lane.plain:
         return None
     if scheduler.waiting_count:
         if len(scheduler.running) < scheduler.max_active:
