@@ -93,12 +93,7 @@ class Run:
         self._take(scheduler, steps)
         _hand_out(scheduler, tops[1:])
         queue = (shape.decode_seqs, scheduler.waiting_count)
-        if growth == 1:
-            engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
-        else:  # a row of several steps has contexts that grow by one token each
-            for i, used in enumerate(self._used):
-                step = engine.steps + i, shape.later(i * growth), begins[i : i + 1], ends[i : i + 1], [used]
-                engine.log.run(engine.number, *step, queue, rows)
+        note(engine, shape, begins, ends, self._used, queue, rows)
         engine.steps += steps
         engine.occupy_until([ends[-1]])
         if self._flying is None:
@@ -152,6 +147,26 @@ def price(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> list[i
     if growth == 1:
         return timer.run_ns(shape, steps)
     return [timer.step_ns(shape.later(i * growth)) for i in range(steps)]
+
+
+def note(
+    engine: Engine,
+    shape: StepShape,
+    begins: list[int],
+    ends: list[int],
+    used: list[int],
+    queue: tuple[int, int],
+    rows: list[int],
+) -> None:
+    """Write the next steps of `engine` into its log; each has one row where contexts grow by more than a token."""
+    growth = engine.scheduler.riding.growth
+    if growth == 1:
+        engine.log.run(engine.number, engine.steps, shape, begins, ends, used, queue, rows)
+        return
+    for i, step in enumerate(zip(begins, ends, used, strict=True)):
+        begin, end, blocks = step
+        later = shape.later(i * growth)
+        engine.log.run(engine.number, engine.steps + i, later, [begin], [end], [blocks], queue, rows)
 
 
 def unbook(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> None:
