@@ -82,7 +82,7 @@ def test_pipeline_stages(
     blocks=st.sampled_from([30, 60, 90, 400]),
     replicas=st.integers(1, 2),
     model=st.sampled_from(["meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b"]),
-    source=st.sampled_from(["linear", "roofline"]),
+    source=st.sampled_from(["linear", "roofline", "auto"]),
     slow_host=st.booleans(),
 )
 def test_a_full_pipeline(

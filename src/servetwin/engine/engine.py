@@ -243,7 +243,7 @@ class Engine:
         """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
         return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
 
-    def run_stage_times(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+    def run_stage_times(self, shape: StepShape, steps: int) -> list[list[int]]:
         """The same of consecutive steps of one batch of decodes, which are accounted for as well."""
         timer, gap = self.timer, self.host.gap(shape.decode_seqs)
         durations, stages = timer.run_ns(shape, steps), timer.run_stage_ns(shape, steps)

@@ -291,16 +291,16 @@ class OperatorTimer:
         fixed = self._stages_fixed(shape)
         return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
 
-    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
         if self._on_step or len(self._on_runs) < len(self._on_decodes):
             return [self.stage_ns(shape.later(i)) for i in range(steps)]
         seqs, tokens, context, longest = shape[4:8]
-        stages = [[ns] * steps for ns in self._stages_fixed(shape)]
+        each = [self._stages_fixed(shape)] * steps
         for calls, pricer, weights in self._staged_runs:
             wholes, _ = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, calls)
-            each = zip(*(apportion(ns, weights) for ns in wholes), strict=True)
-            stages = [list(map(add, sums, more)) for sums, more in zip(stages, each, strict=True)]
-        return list(zip(*stages, strict=True))
+            parts = [apportion(ns, weights) for ns in wholes]
+            each = [list(map(add, *pair)) for pair in zip(each, parts, strict=True)]
+        return each
 
     def _stages_fixed(self, shape: StepShape) -> list[int]:
         """Time by stage of all operators that depend on numbers of rows alone."""

@@ -11,7 +11,6 @@ Terms that are left out keep the value of the engine version or the source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +205,7 @@ class CalibratedTimer:
         self.ledger.restore(saved)
         return apportion(scaled, self.timer.stage_ns(shape))
 
-    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
         saved = self.ledger.copy()
         scaled = self.run_ns(shape, steps)
         self.ledger.restore(saved)

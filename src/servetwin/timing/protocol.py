@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from servetwin.timing.ledger import Ledger
@@ -41,5 +40,5 @@ class StepTimer(Protocol):
     def stage_ns(self, shape: StepShape) -> list[int]:
         """`step_ns(shape)` by pipeline stage, the hand-over counted at its sender. Books nothing in the ledger."""
 
-    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
         """`stage_ns` of each of `steps` consecutive steps of one pure-decode batch, the first of shape `shape`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from servetwin.errors import InputError
 from servetwin.timing.operators import OperatorTimer
 from servetwin.timing.overlay import CalibratedTimer
@@ -64,7 +62,7 @@ class StrictTimer:
     def stage_ns(self, shape: StepShape) -> list[int]:
         return self.timer.stage_ns(shape)
 
-    def run_stage_ns(self, shape: StepShape, steps: int) -> Sequence[Sequence[int]]:
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
         return self.timer.run_stage_ns(shape, steps)
 
     def _beyond(self) -> int:
