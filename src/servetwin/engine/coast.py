@@ -195,7 +195,7 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
         return None
     if scheduler.waiting_count and len(running) < scheduler.max_active:
         return None
-    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
+    if scheduler.copying:
         return None
     steps = riders.next_leave() - scheduler.riding.scheduled
     if not scheduler.riding.last_rides:

@@ -55,11 +55,11 @@ class Riding:
         self.last_outputs_ns = 0
         self._windows = tuple(window for window in options.windows if isinstance(window, int))
         self._ahead = options.max_batches - 1 if options.async_scheduling else 0
+        """batches in flight whenever one is scheduled behind another"""
         self.width, self.growth = options.decode_width, options.decode_growth
         """tokens of a rider that a batch computes, and keeps"""
         self.last_rides = options.async_scheduling and self.width == 1
         """whether riders still ride in the batch of their last token"""
-        """batches in flight whenever one is scheduled behind another"""
         self.riders = self._new_riders()
 
     def _new_riders(self) -> Riders:
@@ -200,7 +200,8 @@ class Riding:
         """Give the riders their tokens in a new batch; what is left of the budget.
 
         Those whose last token is in flight leave first (whatever else the rules have for them, they get no other). All
-        leave where the order of the running requests could matter: when the budget or the blocks may not suffice.
+        leave where the order of the running requests could matter: when the budget or the blocks may not suffice. With
+        the blocks those of the other lanes leave too, as any of them may have to give way.
         """
         riders, number = self.riders, self.scheduled + 1
         # Waiting for every step, the last token is not yet in flight: the step is this one.
@@ -215,23 +216,18 @@ class Riding:
             # Which blocks are given back before others are taken can matter to what stays findable.
             for request in riders.calling(number):
                 self.leave(request)
-        count, needed = riders.count, riders.blocks(number)
+        plain, count, needed, wanted = self.plain, riders.count, riders.blocks(number), 0
         tokens = count * self.width
-        if self.plain:
-            wanted = sum(
-                request.known + request.drafts + request.placeholders - request.computed for request in self.plain
-            )
-            if count and wanted > budget - tokens and self.plain[0] is not self.running[-len(self.plain)]:
-                self.dissolve()
-                return budget
+        if plain:
+            wanted = sum(request.known + request.drafts + request.placeholders - request.computed for request in plain)
             if wanted > 0:
-                wanted = min(wanted, budget) + self.options.lookahead_tokens * len(self.plain)
-                needed += riders.groups * (wanted // riders.size + len(self.plain))
+                slots = min(wanted, budget) + self.options.lookahead_tokens * len(plain)
+                needed += riders.groups * (slots // riders.size + len(plain))
         if needed > self.kv.pool.free:
             for lane in self.lanes:
                 lane.dissolve()
             return budget
-        if tokens > budget:
+        if tokens > budget or (wanted > budget - tokens and plain[0] is not self.running[-len(plain)]):
             self.dissolve()
             return budget
         if not count:

@@ -166,7 +166,7 @@ def plan(scheduler: Scheduler, ring: Sequence[Batch], most: int) -> tuple[list[P
             return None
         if scheduler.options.prefill_schedule_interval > 1:  # empty batches count differently there
             return None
-    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
+    if scheduler.copying:
         return None
     flying = [batch for batch in ring if len(batch)]
     if any(len(batch.requests) != batch.joined for batch in flying):

@@ -121,6 +121,11 @@ class Scheduler:
             self._end_early(request, Status.FAILED, reason, now)
 
     @property
+    def copying(self) -> bool:
+        """Whether a copy is under way, or blocks wait for a step to end."""
+        return bool(self._deferred_frees) or (self.connector is not None and self.connector.next_end_ns is not None)
+
+    @property
     def loading(self) -> list[Request]:
         """Waiting requests that own blocks which a copy fills or has filled."""
         return [request for request in self._partial if request.status == Status.LOADING]
