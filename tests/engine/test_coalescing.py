@@ -113,6 +113,32 @@ def test_a_full_pipeline(
     assert_equal(scenario, table_of(rows), slow if slow_host else None)
 
 
+@pytest.mark.parametrize("seed", [0, 4, 6, 9, 11, 16])
+def test_riders_of_all_lanes_give_way(seed: int) -> None:
+    """Seeds of a search: prompts in small pieces that want more than the budget and more blocks than are free, while
+    others decode in other batches in flight."""
+    random = Random(seed)
+    rows = [
+        Row(
+            random.choice([0, 0, random.randrange(900 * MS)]),
+            prompt=random.choice([random.randrange(1, 30), random.randrange(60, 250)]),
+            output=random.randrange(10, 120),
+        )
+        for _ in range(random.randrange(4, 14))
+    ]
+    options = {
+        "async_scheduling": False,
+        "enable_prefix_caching": random.random() < 0.5,
+        "num_gpu_blocks_override": random.choice([25, 30, 45]),
+        "max_num_seqs": 6,
+        "max_num_batched_tokens": random.choice([24, 40]),
+        "max_model_len": 320,
+        "block_size": 16,
+        "long_prefill_token_threshold": random.choice([8, 12]),
+    }
+    assert_equal(pipelined(scenario_of(options), random.randrange(2, 5)), table_of(rows))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     tables(),
