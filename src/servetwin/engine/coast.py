@@ -104,12 +104,13 @@ class Run:
         return [batch]
 
 
-def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batch | None) -> Run | None:
+def begin(engine: Engine, now: int, most: int, horizon: int | None, batches: Sequence[Batch]) -> Run | None:
     """The run of `engine` from the loop top at `now`, of at most `most` steps, all loop tops of which come before
     `horizon`; None when it would be shorter than SHORTEST.
 
-    `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
+    `batches` is the batch on the device (asynchronous scheduling); none when scheduling waits for each step.
     """
+    flying = batches[0] if batches else None
     last = engine.last_batch
     if last is None or not engine.scheduler.riding.riders.count:
         return None
@@ -123,11 +124,9 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
         return None
     shape, steps = planned
     seqs, growth = shape.decode_seqs, engine.scheduler.riding.growth
-    saved = engine.timer.ledger.copy()
     try:
         durations = price(engine.timer, shape, steps, growth)
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
-        engine.timer.ledger.restore(saved)
         return None
     gap = engine.host.gap(seqs)
     if gap:
@@ -136,17 +135,25 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if horizon is not None and when.tops[-1] >= horizon:
         fit = bisect_left(when.tops, horizon) - 1
         if fit < SHORTEST:
-            engine.timer.ledger.restore(saved)
+            unbook(engine.timer, shape, steps, growth)
             return None
         steps = fit
     return Run(shape, steps, when, flying)
 
 
 def price(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> list[int]:
-    """Device times of consecutive steps of decodes, each of which goes on by `growth` tokens in a step."""
+    """Device times of consecutive steps of decodes, each of which goes on by `growth` tokens in a step.
+
+    Where one of them is refused with an InputError, none is accounted.
+    """
     if growth == 1:
         return timer.run_ns(shape, steps)
-    return [timer.step_ns(shape.later(i * growth)) for i in range(steps)]
+    saved = timer.ledger.copy()
+    try:
+        return [timer.step_ns(shape.later(i * growth)) for i in range(steps)]
+    except InputError:
+        timer.ledger.restore(saved)
+        raise
 
 
 def note(
@@ -187,7 +194,7 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     riders, running = scheduler.riding.riders, scheduler.running
     if not riders.count or scheduler.riding.plain:
         return None
-    if scheduler.waiting_count and scheduler.holds_prefills is not None:
+    if scheduler.holds_prefills is not None and scheduler.waiting_count:
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None

@@ -88,6 +88,7 @@ class Engine:
         self._runs_ahead, self._reach = runs_ahead, SHORTEST_REACH
         self.run: coast.Run | rotation.Rotation | None = None
         """steps that are decided but not carried out yet"""
+        self._begin = coast.begin if scheduler.options.pipeline == 1 else rotation.begin
         for lane in scheduler.lanes:
             lane.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
@@ -112,12 +113,12 @@ class Engine:
                 self._open_inbox(now)
             if self._horizon is not None and len(batches) == self._room - 1 and scheduler.steady:
                 if self._runs_ahead:
-                    self.run = self._begin(now, self._reach, None)
+                    self.run = self._begin(self, now, self._reach, None, batches)
                     if self.run is not None:
                         self.awaiting = True
                         return self.run.end_ns
                 else:
-                    self.run = self._begin(now, FARTHEST_REACH, self._horizon())
+                    self.run = self._begin(self, now, FARTHEST_REACH, self._horizon(), batches)
                     if self.run is not None:
                         now = self.run.end_ns
                         self._end_run()
@@ -140,12 +141,6 @@ class Engine:
             else:
                 return None
             self.awaiting = True
-
-    def _begin(self, now: int, most: int, horizon: int | None) -> coast.Run | rotation.Rotation | None:
-        batches = self._batches
-        if len(self._device_free) > 1:
-            return rotation.begin(self, now, most, horizon, batches)
-        return coast.begin(self, now, most, horizon, batches[0] if batches else None)
 
     def _end_run(self) -> None:
         run = self.run

@@ -33,6 +33,7 @@ class Riders:
 
     def __init__(self, size: int, groups: int = 1, calls: Iterable[int] = (), growth: int = 1, slots: int = 1) -> None:
         self.size, self.groups, self.growth, self.slots = size, groups, growth, slots
+        self._next = 2 - slots
         reached = [context + beyond for context in calls for beyond in range(min(growth, size))]
         self._calls = list(dict.fromkeys(context % size for context in reached))
         self.listed = bool(self._calls)
@@ -100,10 +101,10 @@ class Riders:
     def blocks(self, batch: int) -> int:
         """How many blocks they need in batch number `batch`: a rider needs one when its slots have come beyond a
         multiple of the block size."""
+        if self.growth == 1:
+            return self.groups * self.due[(self._next - batch) % self.size]
         growth, size = self.growth, self.size
         first = 1 - self.slots - growth * (batch - 1)
-        if growth == 1:
-            return self.groups * self.due[first % size]
         due = sum(self.due[(first + beyond) % size] for beyond in range(growth % size))
         return self.groups * (self.count * (growth // size) + due)
 

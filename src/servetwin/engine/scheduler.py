@@ -54,6 +54,7 @@ class Scheduler:
         self.lanes = new_lanes(options, kv, self.running, self.rides)
         self.riding = self.lanes[0]
         """the lane of the batch that is scheduled next, or was last"""
+        self._turns = len(self.lanes) > 1
         self.waiting: WaitingQueue = new_queue()
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
@@ -162,7 +163,7 @@ class Scheduler:
         """The next batch (perhaps empty). Computed tokens advance here, so that the next chunk can follow at once."""
         batch = Batch(now)
         budget = self.options.max_num_batched_tokens
-        if self.take_turn():
+        if self.take_turn() if self._turns else self.riding.riders.count:
             budget = self.riding.ride(batch, budget)
             if not (self.riding.plain or len(self.waiting) or len(self.holding)):
                 self._schedule_riders(batch)
@@ -195,15 +196,15 @@ class Scheduler:
     @property
     def steady(self) -> bool:
         """Whether somebody rides in the next batch, and nobody who runs does not ride."""
-        return self.take_turn() and self.riding.riders.count > 0 and not self.riding.plain
+        if self._turns:
+            self.take_turn()
+        riding = self.riding
+        return riding.riders.count > 0 and not riding.plain
 
     def take_turn(self) -> bool:
         """Choose the lane of the batch to be scheduled: one that has none in flight. Whether anybody rides, in any."""
-        lanes = self.lanes
-        if len(lanes) == 1:
-            return self.riding.riders.count > 0
         anybody, chosen = 0, None
-        for lane in lanes:
+        for lane in self.lanes:
             count = lane.riders.count
             anybody += count
             if lane.flying:
