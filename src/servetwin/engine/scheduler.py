@@ -133,7 +133,9 @@ class Scheduler:
 
     def unservable(self) -> tuple[Request, str] | None:
         """When nothing runs: the request at the head of the queue, and why it can never be admitted, if so."""
-        if self.running or not len(self.waiting) or len(self.holding) or self.pinned or self._deferred:
+        if self.running or not len(self.waiting) or len(self.holding) or self.pinned:
+            return None
+        if any(request.stale for request in self._deferred):  # its outputs are on their way
             return None
         request, options = self.waiting.peek(), self.options
         if not options.enable_chunked_prefill and request.known > options.max_num_batched_tokens:
