@@ -122,9 +122,8 @@ class Ran:
 
     def everything(self) -> dict[str, Any]:
         """All that results are made from, in a form that two runs can be compared by."""
-        slots = [
-            name for name in Request.__slots__ if name not in ("chain", "last_batch", "quiet", "joined", "rides_to")
-        ]
+        inner = "chain", "quiet", "joined", "rides_to", "base", "lane"
+        slots = [name for name in Request.__slots__ if name not in inner]
         gaps = [gaps_of(engine) for engine in self.engines]
         return {
             "requests": [{name: getattr(request, name) for name in slots} for request in self.requests],

@@ -65,11 +65,6 @@ def check_tables(pool: TablePool, held: Iterable[Table]) -> list[int]:
     return free
 
 
-def ridden(request: Request, batch: int) -> int:
-    """Tokens that a request was given while riding, batch number `batch` included."""
-    return batch - request.joined if request.joined else 0
-
-
 class WatchedScheduler(Scheduler):
     """Checks S1-S5 and B1-B3, and counts tokens."""
 
@@ -112,7 +107,11 @@ class WatchedScheduler(Scheduler):
             self.scheduled[request.row] += tokens
             if request not in before:
                 self.due[request.row] -= start
-            assert request.computed + ridden(request, batch.number) == start + tokens
+            if request in batch.riding:
+                assert tokens == self.riding.width
+                assert start == request.base + self.riding.growth * (batch.number - 1)
+            else:
+                assert request.computed == start + tokens
             # Drafts whose fate a synchronous scheduler does not know yet have no placeholders.
             unknown = 0 if self.options.async_scheduling else drafts
             assert request.computed <= request.known + request.placeholders + unknown or request.joined, "S3"
@@ -144,11 +143,14 @@ class WatchedScheduler(Scheduler):
             assert places[request] + request.finished == 1, f"S2: request {request.row} is in {places[request]} places"
             assert (request in self.running) == (request.status == Status.RUNNING)
         if isinstance(self.kv, CountedKV):
-            blocks = sum(self.kv.held[request.row] for request in self.riding.plain)
+            blocks = 0
             for request in self.running:
-                if request.joined:
-                    context = request.computed + ridden(request, self.riding.scheduled)
-                    blocks += -(-context // self.options.block_size)
+                lane = self.lanes[request.lane]
+                if request.joined and lane.scheduled > request.joined:
+                    slots = request.base + lane.growth * (lane.scheduled - 1) + lane.riders.slots
+                    blocks += -(-slots // self.options.block_size)
+                else:
+                    blocks += self.kv.held[request.row]
             assert self.kv.pool.used == blocks
             return
         if isinstance(self.kv, FullKV):

@@ -82,7 +82,8 @@ def simulate(
     )
     ended, gaps = EndedRequests(built.pools, keep), Gaps()
     for engine in built.cluster.engines:
-        engine.scheduler.riding.gaps = gaps  # many gaps occur in several engines; of each only one note is kept
+        for lane in engine.scheduler.lanes:
+            lane.gaps = gaps  # many gaps occur in several engines; of each only one note is kept
     built.cluster.on_ended = ended.add
     partial = False
     # Requests and batches are freed by reference counts; looking for cycles among millions of them only takes time.

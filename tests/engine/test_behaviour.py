@@ -242,3 +242,14 @@ def test_a_step_that_only_preempted_is_tried_again_behind_empty_ones(stages: int
     rows = [Row(0, prompt=48, output=78), Row(0, prompt=78, output=2), Row(0, prompt=25, output=92)]
     ran = run(pipelined(scenario_of(engine), stages), table_of(rows))
     assert [request.outputs for request in ran.requests] == [78, 2, 92]
+
+
+def test_what_waited_for_its_outputs_does_not_hide_that_the_first_can_never_be_served() -> None:
+    """The first request has grown beyond what the cache of two groups holds when it is preempted; behind it waits one
+    that was passed over until its outputs had come."""
+    engine = {"async_scheduling": False, "num_gpu_blocks_override": 25, "max_num_batched_tokens": 40}
+    engine |= {"max_model_len": 320, "max_num_seqs": 12, "long_prefill_token_threshold": 12}
+    rows = [Row(prompt=187, output=118), Row(prompt=76, output=105), Row(prompt=103, output=106), Row(0, 12, 119)]
+    ran = run(pipelined(scenario_of(engine, model="openai/gpt-oss-20b"), 4), table_of(rows))
+    assert [request.status for request in ran.requests] == [Status.FAILED, *[Status.FINISHED] * 3]
+    assert "24" in ran.requests[0].reason

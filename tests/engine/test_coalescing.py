@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groups import pipelined
 from running import LINEAR, MS, Ran, Row, run, scenario_of, table_of
+from servetwin.engine.batch import Batch
 from servetwin.engine.engine import Engine
+from servetwin.engine.scheduler import Scheduler
 from servetwin.memory.blocks import BlockPool
 from servetwin.timing.host import HostOverhead
 from servetwin.timing.profile import ProfileTimer
@@ -44,6 +47,132 @@ def test_linear_law(
 ) -> None:
     timing = LINEAR | {"per_context_token_ns": 1 if context_counts else 0}
     assert_equal(scenario_of(engine, replicas=replicas, routing=routing, timing=timing), table)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tables(),
+    engines,
+    st.integers(2, 4),
+    st.sampled_from([32, 100, 512]),
+    st.integers(1, 3),
+    st.sampled_from(ROUTING),
+    st.booleans(),
+)
+def test_pipeline_stages(
+    table: RequestTable,
+    engine: dict[str, Any],
+    stages: int,
+    budget: int,
+    replicas: int,
+    routing: str,
+    slow_host: bool,
+) -> None:
+    """Small budgets spread prompts over several batches in flight, so that many of them hold decodes later."""
+    engine |= {"max_num_batched_tokens": budget, "max_num_seqs": min(budget, engine["max_num_seqs"])}
+    scenario = pipelined(scenario_of(engine, replicas=replicas, routing=routing), stages)
+    compact = assert_equal(scenario, table, slow if slow_host else None)
+    assert all(engine.scheduler.kv.pool.used == 0 for engine in compact.engines)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    stages=st.integers(2, 4),
+    blocks=st.sampled_from([30, 60, 90, 400]),
+    replicas=st.integers(1, 2),
+    model=st.sampled_from(["meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b"]),
+    source=st.sampled_from(["linear", "roofline", "auto"]),
+    slow_host=st.booleans(),
+)
+def test_a_full_pipeline(
+    seed: int, stages: int, blocks: int, replicas: int, model: str, source: str, slow_host: bool
+) -> None:
+    """Prompts come at once and are computed in small pieces, so that batches of decodes of different sizes take
+    turns."""
+    random = Random(seed)
+    rows = []
+    for _ in range(random.randrange(6, 24)):
+        arrival, abort = random.choice([0, random.randrange(900 * MS)]), random.randrange(900 * MS)
+        prompt, output = random.randrange(1, 130), random.randrange(30, 190)
+        rows.append(Row(arrival, prompt, output, abort_ns=arrival + abort if random.random() < 0.1 else -1))
+    options = {
+        "async_scheduling": False,
+        "enable_prefix_caching": random.random() < 0.7,
+        "num_gpu_blocks_override": blocks,
+        "max_num_seqs": random.choice([6, 16]),
+        "max_num_batched_tokens": random.choice([24, 40, 64]),
+        "max_model_len": 320,
+        "block_size": 16,
+        "prefill_schedule_interval": random.choice([1, 1, 3]),
+        "scheduling_policy": random.choice(["fcfs", "priority"]),
+    }
+    timing = LINEAR if source == "linear" else {"source": source}
+    routing = random.choice(ROUTING)
+    scenario = pipelined(scenario_of(options, model=model, replicas=replicas, timing=timing, routing=routing), stages)
+    assert_equal(scenario, table_of(rows), slow if slow_host else None)
+
+
+@pytest.mark.parametrize("seed", [0, 4, 6, 9, 11, 16])
+def test_riders_of_all_lanes_give_way(seed: int) -> None:
+    """Seeds of a search: prompts in small pieces that want more than the budget and more blocks than are free, while
+    others decode in other batches in flight."""
+    random = Random(seed)
+    rows = [
+        Row(
+            random.choice([0, 0, random.randrange(900 * MS)]),
+            prompt=random.choice([random.randrange(1, 30), random.randrange(60, 250)]),
+            output=random.randrange(10, 120),
+        )
+        for _ in range(random.randrange(4, 14))
+    ]
+    options = {
+        "async_scheduling": False,
+        "enable_prefix_caching": random.random() < 0.5,
+        "num_gpu_blocks_override": random.choice([25, 30, 45]),
+        "max_num_seqs": 6,
+        "max_num_batched_tokens": random.choice([24, 40]),
+        "max_model_len": 320,
+        "block_size": 16,
+        "long_prefill_token_threshold": random.choice([8, 12]),
+    }
+    assert_equal(pipelined(scenario_of(options), random.randrange(2, 5)), table_of(rows))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tables(),
+    engines,
+    st.sampled_from([1, 2, 3, 7, 20]),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([1, 1, 1, 2]),
+    st.integers(1, 2),
+    st.sampled_from(["meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b"]),
+    st.booleans(),
+)
+def test_drafts_with_a_certain_fate(
+    table: RequestTable,
+    engine: dict[str, Any],
+    drafts: int,
+    accepted: float,
+    stages: int,
+    replicas: int,
+    model: str,
+    slow_host: bool,
+) -> None:
+    engine |= {"num_speculative_tokens": drafts, "spec_acceptance_rate": accepted}
+    scenario = scenario_of(engine, model=model, replicas=replicas, routing="least_kv_usage")
+    assert_equal(pipelined(scenario, stages), table, slow if slow_host else None)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("accepted", [0.0, 1.0])
+@pytest.mark.parametrize("prompt", [100, 199, 290, 316])
+def test_drafts_up_to_the_length_of_the_model(prompt: int, accepted: float, asynchronous: bool) -> None:
+    for drafts in (1, 6, 17):
+        options = {"num_speculative_tokens": drafts, "spec_acceptance_rate": accepted, "max_model_len": 320}
+        rows = [Row(prompt=prompt + i, output=300) for i in range(3)]
+        assert_equal(scenario_of(options | {"async_scheduling": asynchronous}), table_of(rows))
 
 
 WINDOW_OF_128, RECURRENT_STATE = "openai/gpt-oss-20b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
@@ -153,12 +282,13 @@ def test_prefills_at_intervals(table: RequestTable, engine: dict[str, Any], inte
     assert_equal(scenario_of(engine | {"prefill_schedule_interval": interval}), table)
 
 
+def slow(engine: Engine) -> None:
+    engine.host = SLOW_HOST
+
+
 @settings(max_examples=40, deadline=None)
 @given(tables(), engines, st.integers(1, 2))
 def test_time_spent_by_the_host(table: RequestTable, engine: dict[str, Any], replicas: int) -> None:
-    def slow(engine: Engine) -> None:
-        engine.host = SLOW_HOST
-
     assert_equal(scenario_of(engine, replicas=replicas), table, slow)
 
 
@@ -204,6 +334,37 @@ def test_long_runs_are_really_coalesced(asynchronous: bool, options: dict[str, A
     compact = assert_equal(scenario_of({"async_scheduling": asynchronous} | options, model=model), table_of(rows))
     steps = compact.steps()
     assert sum(row["steps"] for row in steps) > 10 * len(steps)
+
+
+@pytest.fixture
+def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """The batches that were scheduled one by one."""
+    batches: list[Batch] = []
+    schedule = Scheduler.schedule
+
+    def noted(self: Scheduler, now: int) -> Batch:
+        batches.append(schedule(self, now))
+        return batches[-1]
+
+    monkeypatch.setattr(Scheduler, "schedule", noted)
+    return batches
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_turns_are_really_taken_in_runs(stages: int, scheduled: list[Batch]) -> None:
+    options = {"max_num_batched_tokens": 120, "async_scheduling": False}
+    scenario = pipelined(scenario_of(options), stages)
+    steps = run(scenario, table_of([Row(prompt=60, output=800) for _ in range(8)])).steps()
+    assert len(steps) > 790 * stages, "there is one batch in flight, not one a stage"
+    assert len(steps) > 20 * len(scheduled)
+
+
+@pytest.mark.parametrize("accepted", [0.0, 1.0])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_drafts_are_really_run(accepted: float, asynchronous: bool, scheduled: list[Batch]) -> None:
+    options = {"num_speculative_tokens": 3, "spec_acceptance_rate": accepted, "async_scheduling": asynchronous}
+    rows = [Row(i * 50 * MS, prompt=100, output=1600) for i in range(8)]
+    assert len(run(scenario_of(options), table_of(rows)).steps()) > 8 * len(scheduled)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groups import pipelined
 from running import gaps_of, run, scenario_of
 from servetwin.interop.steptrace import StepTrace, replay
 from servetwin.timing.host import HostOverhead
@@ -74,6 +75,26 @@ def test_of_a_cluster(
     assert sum(gap * count for engine in ran.engines for gap, count in gaps_of(engine).items()) == spans
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    tables(), engines, st.integers(1, 4), st.sampled_from([0, 1, 5]), st.sampled_from([0.0, 0.5, 1.0]), st.booleans()
+)
+def test_of_stages_and_drafts(
+    table: RequestTable, engine: dict[str, Any], stages: int, drafts: int, accepted: float, coalesce: bool
+) -> None:
+    engine |= {"num_speculative_tokens": drafts, "spec_acceptance_rate": accepted, "max_num_batched_tokens": 64}
+    engine["async_scheduling"] &= stages == 1
+    with watched() as schedulers:
+        ran = run(pipelined(scenario_of(engine), stages), table, coalesce=coalesce)
+    assert all(request.finished for request in ran.requests)
+    for request in ran.requests:
+        assert request.token_ns == sorted(request.token_ns or [])
+        assert len(request.token_ns or []) == request.outputs == request.known - request.prompt
+    if not coalesce:
+        for scheduler in schedulers:
+            scheduler.check_end()
+
+
 @settings(max_examples=60, deadline=None)
 @given(tables(), engines)
 def test_same_input_same_run(table: RequestTable, engine: dict[str, Any]) -> None:
@@ -104,6 +125,8 @@ kinds: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
         {},
         {"pp": 2, "async": False},
+        {"pp": 3, "async": False},
+        {"pp": 4, "async": False, "attn": "hybrid", "window": 64},
         {"num_spec": 3},
         {"attn": "hybrid", "window": 64},
         {"attn": "swa", "window": 100},
@@ -155,9 +178,9 @@ def test_of_one_scheduler(config: dict[str, Any], kind: dict[str, Any], requests
 
 
 @settings(max_examples=40, deadline=None)
-@given(configs, trace_requests)
-def test_of_a_decode_engine(config: dict[str, Any], requests: list[dict[str, Any]]) -> None:
-    config |= {"kv_role": "kv_consumer"}
+@given(configs, trace_requests, st.sampled_from([1, 1, 2, 3]))
+def test_of_a_decode_engine(config: dict[str, Any], requests: list[dict[str, Any]], stages: int) -> None:
+    config |= {"kv_role": "kv_consumer", "pp": stages, "async": config["async"] and stages == 1}
     steps = replay_watched(config, requests, kv="do_remote_prefill")
     assert steps == replay_watched(config, requests, kv="do_remote_prefill", rides=False)
 

@@ -20,6 +20,7 @@ from workloads import engines, tables
 
 SLOW = HostOverhead(step_ns=500_000, seq_ns=1_000, gap_ns=300_000, gap_seq_ns=700, request_ns=1_500_000)
 HOST_BOUND = HostOverhead(step_ns=9_000_000, seq_ns=100_000, gap_ns=300_000)
+DRAFTS = {"num_speculative_tokens": 3, "spec_acceptance_rate": 0.0}
 hosts = st.sampled_from([NO_OVERHEAD, SLOW, HOST_BOUND])
 groups: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
@@ -82,7 +83,15 @@ def test_a_group_of_one_is_a_plain_engine(
 
 
 @settings(max_examples=100, deadline=None)
-@given(tables(), engines, st.sampled_from([(2, 2), (3, 3), (4, 2), (3, 1)]), routings, hosts, groups)
+@given(
+    tables(),
+    engines,
+    st.sampled_from([(2, 2), (3, 3), (4, 2), (3, 1)]),
+    routings,
+    hosts,
+    groups,
+    st.sampled_from([{}, {}, {"prefill_schedule_interval": 3}, DRAFTS, DRAFTS | {"spec_acceptance_rate": 1.0}]),
+)
 def test_many_passes_at_once(
     table: RequestTable,
     engine: dict[str, Any],
@@ -90,9 +99,10 @@ def test_many_passes_at_once(
     routing: dict[str, Any],
     host: HostOverhead,
     group: dict[str, Any],
+    more: dict[str, Any],
 ) -> None:
     replicas, data = shape
-    scenario = scenario_of(engine, replicas=replicas)
+    scenario = scenario_of(engine | more, replicas=replicas)
     scenario = scenario.model_copy(update={"routing": scenario.routing.model_copy(update=routing)})
     coalesced = run_groups(scenario, table, data=data, host=host, **group)
     with watched() as schedulers:
@@ -128,6 +138,7 @@ def test_pipeline_stages_and_prefill_intervals(
     for scheduler in schedulers:
         scheduler.check_end()
     check(ran, data)
+    assert run_groups(scenario, table, data=data, host=host, **group).everything() == ran.everything()
     assert len(ran.requests) == len(table)
     for member in ran.passes():
         assert all(a[1] <= b[1] for a, b in pairwise(member))

@@ -149,3 +149,4 @@ class TestChoice:
         decode = shape([], [700] * 4)
         each = [timer.lockstep_ns(decode.later(i), 9, 18) for i in range(3)]
         assert timer.lockstep_run_ns(decode, 3, 9, 18) == each
+        assert timer.run_stage_ns(decode, 3) == [timer.stage_ns(decode.later(i)) for i in range(3)]

@@ -232,6 +232,28 @@ class TestStages:
 
         check()
 
+    @pytest.mark.parametrize("case", ["operators", "hybrid", "linear", "calibrated", "strict", "context"])
+    def test_of_a_run_are_those_of_its_steps(self, case: str) -> None:
+        timer = {
+            "operators": lambda: timer_for("auto", EXPERTS, **PIPELINE),
+            "hybrid": lambda: timer_for("auto", HYBRID, **PIPELINE),
+            "linear": lambda: timer_for(LINEAR, EXPERTS, **PIPELINE),
+            "calibrated": lambda: calibrated(timer_for("auto", EXPERTS, **PIPELINE)),
+            "strict": lambda: StrictTimer(timer_for("auto", "meta-llama/Llama-3.1-8B", "h100_sxm")),
+            "context": lambda: timer_for("auto", EXPERTS, parallelism={"tensor": 8, "pipeline": 3, "context": 2}),
+        }[case]()
+
+        @settings(max_examples=25, deadline=None, database=None)
+        @given(shapes(prefills=False), st.integers(0, 100), st.integers(0, 3))
+        def check(shape: StepShape, steps: int, drafts: int) -> None:
+            shape = shape._replace(decode_tokens=shape.decode_seqs * (1 + drafts))
+            before = timer.ledger.copy()
+            each = [timer.stage_ns(shape.later(i)) for i in range(steps)]
+            assert [list(stages) for stages in timer.run_stage_ns(shape, steps)] == each
+            assert timer.ledger == before
+
+        check()
+
     def test_the_first_embeds_the_last_samples_and_the_others_hand_over(self) -> None:
         timer = timer_for("auto", "meta-llama/Llama-3.1-8B", **PIPELINE)
         shape = StepShape(0, 0, 0, 0, 64, 64, 64_000, 1000, 1000)

@@ -110,6 +110,7 @@ def scheduler_options(pool: Pool, base: Path, kv_factor: float = 1.0) -> Schedul
         async_scheduling=_given(engine.async_scheduling),
         pipeline=pool.parallelism.pipeline,
         speculative_tokens=engine.num_speculative_tokens or 0,
+        accepted_drafts=_always_accepted(engine.num_speculative_tokens or 0, engine.spec_acceptance_rate),
         prefill_schedule_interval=_given(engine.prefill_schedule_interval),
         windows=tuple("state" if group.kind == "state" else group.window for group in groups),
         **facts.get("scheduler", {}),
@@ -162,8 +163,16 @@ def _engine(
     return engine
 
 
+def _always_accepted(drafts: int, rate: float | None) -> int | None:
+    """How many of `drafts` are accepted in every step, where chance has no part in it."""
+    return int(drafts * rate) if drafts and rate in (0.0, 1.0) else None
+
+
 def _acceptance(rate: float, random: np.random.Generator) -> AcceptedDrafts:
     """Draft tokens are accepted one after the other with probability `rate`, up to the first that is not."""
+
+    if rate in (0.0, 1.0):
+        return lambda request, drafts: int(rate) * drafts
 
     def accepted(request: Request, drafts: int) -> int:
         for i, draw in enumerate(random.random(drafts).tolist()):

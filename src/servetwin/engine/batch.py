@@ -24,8 +24,10 @@ class Batch:
         "drafts",
         "end_ns",
         "free",
+        "gone",
         "index",
         "joined",
+        "lane",
         "number",
         "orders",
         "preempted",
@@ -38,6 +40,7 @@ class Batch:
         "shape",
         "tokens",
         "waiting",
+        "width",
     )
 
     def __init__(self, now: int) -> None:
@@ -55,14 +58,18 @@ class Batch:
         self.orders: list[int] = []
         """place of each entry in the running order"""
         self.preempted: list[Request] = []
-        self.number = 0
-        """which batch with something to run this is, from 1; 0: it is empty"""
+        self.number = self.lane = 0
+        """which batch with something to run this is, from 1 (0: it is empty), in which lane (see `Riding`)"""
         self.riders = self.joined = 0
         """how many requests ride; how many entries ride from the next batch on"""
         self.contexts = NOBODY
         """of those that ride: sum, maximum and minimum of their computed tokens before the step"""
+        self.width = 1
+        """tokens of each of them"""
         self.riding: list[Request] = []
         """those that ride, in running order, where somebody wants to know"""
+        self.gone = 0
+        """their contexts before the step, less their bases"""
         self.running = self.waiting = self.free = 0
         self.shape: StepShape | None = None
 
@@ -76,14 +83,14 @@ class Batch:
         self.drafts.append(drafts)
         self.orders.append(request.order)
 
-    def insert(self, request: Request) -> None:
-        """List a request that rode in this batch after all, in its place."""
+    def insert(self, request: Request, tokens: int) -> None:
+        """List a request that rode in this batch after all, in its place, with so many tokens."""
         at = bisect(self.orders, request.order)
         self.orders.insert(at, request.order)
         self.requests.insert(at, request)
-        self.tokens.insert(at, 1)
+        self.tokens.insert(at, tokens)
         self.before.insert(at, 0)
-        self.drafts.insert(at, 0)
+        self.drafts.insert(at, tokens - 1)
         self.samples.insert(at, True)
 
     def withdraw(self, request: Request) -> int:
@@ -100,13 +107,13 @@ class Batch:
         listed = list(zip(self.requests, self.tokens, self.before, self.drafts, strict=True))
         if not self.riding:
             return listed
-        listed += [(rider, 1, rider.computed + self.number - 1 - rider.joined, 0) for rider in self.riding]
+        listed += [(rider, self.width, rider.base + self.gone, self.width - 1) for rider in self.riding]
         return sorted(listed, key=lambda entry: entry[0].order)
 
     def measure(self) -> StepShape:
         """The shape of the step, also kept in `shape`."""
         prefills = prefill_tokens = prefill_context = pairs = 0
-        decodes = decode_tokens = self.riders
+        decodes, decode_tokens = self.riders, self.riders * self.width
         context, largest, smallest = self.contexts
         if self.requests:
             for q, c, drafts in zip(self.tokens, self.before, self.drafts, strict=True):

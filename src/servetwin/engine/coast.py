@@ -85,33 +85,36 @@ class Run:
             self._used += take_blocks(scheduler, self._taken, steps)
             self._taken = steps
 
-    def carry_out(self, engine: Engine) -> Batch | None:
-        """Leave `engine` as single steps would have; the batch that is then in flight."""
+    def carry_out(self, engine: Engine) -> list[Batch]:
+        """Leave `engine` as single steps would have; what is then in flight."""
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
+        growth = scheduler.riding.growth
         tops, begins, ends = self.times
         if steps < len(ends):
-            _unbook(engine.timer, self._booked, shape, steps, len(ends))
+            unbook(engine.timer, self._booked, shape, steps, len(ends), growth)
             del tops[steps + 1 :], begins[steps:], ends[steps:]
         rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         self._take(scheduler, steps)
         _hand_out(scheduler, tops[1:])
         queue = (shape.decode_seqs, scheduler.waiting_count)
-        engine.log.run(engine.number, engine.steps, shape, begins, ends, self._used, queue, rows)
+        note(engine, shape, begins, ends, self._used, queue, rows)
         engine.steps += steps
-        engine.occupy_until(ends[-1])
+        engine.occupy_until([ends[-1]])
         if self._flying is None:
-            return None
-        batch = batch_in_flight(scheduler, shape.later(steps - 1), tops[-2])
+            return []
+        batch = batch_in_flight(scheduler, shape.later((steps - 1) * growth), tops[-2])
         batch.index, batch.begin_ns, batch.end_ns = engine.steps - 1, begins[-1], ends[-1]
-        return batch
+        engine.last_batch = batch
+        return [batch]
 
 
-def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batch | None) -> Run | None:
+def begin(engine: Engine, now: int, most: int, horizon: int | None, batches: Sequence[Batch]) -> Run | None:
     """The run of `engine` from the loop top at `now`, of at most `most` steps, all loop tops of which come before
     `horizon`; None when it would be shorter than SHORTEST.
 
-    `flying` is the batch on the device (asynchronous scheduling), None when scheduling waits for each step.
+    `batches` is the batch on the device (asynchronous scheduling); none when scheduling waits for each step.
     """
+    flying = batches[0] if batches else None
     last = engine.last_batch
     if last is None or not engine.scheduler.riding.riders.count:
         return None
@@ -124,9 +127,9 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if planned is None:
         return None
     shape, steps = planned
-    seqs = shape.decode_seqs
+    seqs, growth = shape.decode_seqs, engine.scheduler.riding.growth
     try:
-        durations, booked = engine.timer.run_ns(shape, steps), engine.timer.booked
+        durations, booked = price(engine.timer, shape, steps, growth)
     except InputError:  # a step of the run cannot be priced, but it may never come to that one
         return None
     gap = engine.host.gap(seqs)
@@ -136,13 +139,49 @@ def begin(engine: Engine, now: int, most: int, horizon: int | None, flying: Batc
     if horizon is not None and when.tops[-1] >= horizon:
         fit = bisect_left(when.tops, horizon) - 1
         if fit < SHORTEST:
-            _unbook(engine.timer, booked, shape, 0, steps)
+            unbook(engine.timer, booked, shape, 0, steps, growth)
             return None
         steps = fit
     return Run(shape, steps, when, flying, booked)
 
 
-def _unbook(timer: StepTimer, booked: RunShares | None, shape: StepShape, first: int, last: int) -> None:
+def price(timer: StepTimer, shape: StepShape, steps: int, growth: int) -> tuple[list[int], RunShares | None]:
+    """Device times of consecutive steps of decodes, each of which goes on by `growth` tokens in a step, and what
+    the timer says it has accounted for them.
+
+    Where one of them is refused with an InputError, none is accounted.
+    """
+    if growth == 1:
+        return timer.run_ns(shape, steps), timer.booked
+    saved = timer.ledger.copy()
+    try:
+        return [timer.step_ns(shape.later(i * growth)) for i in range(steps)], None
+    except InputError:
+        timer.ledger.restore(saved)
+        raise
+
+
+def note(
+    engine: Engine,
+    shape: StepShape,
+    begins: list[int],
+    ends: list[int],
+    used: list[int],
+    queue: tuple[int, int],
+    rows: list[int],
+) -> None:
+    """Write the next steps of `engine` into its log; each has one row where contexts grow by more than a token."""
+    growth = engine.scheduler.riding.growth
+    if growth == 1:
+        engine.log.run(engine.number, engine.steps, shape, begins, ends, used, queue, rows)
+        return
+    for i, step in enumerate(zip(begins, ends, used, strict=True)):
+        begin, end, blocks = step
+        later = shape.later(i * growth)
+        engine.log.run(engine.number, engine.steps + i, later, [begin], [end], [blocks], queue, rows)
+
+
+def unbook(timer: StepTimer, booked: RunShares | None, shape: StepShape, first: int, last: int, growth: int) -> None:
     """Take the steps `first` up to before `last` of a run that was priced out of the ledger again: they will not
     happen. Where the timer did not keep what they added, they are priced once more."""
     ledger = timer.ledger
@@ -150,7 +189,7 @@ def _unbook(timer: StepTimer, booked: RunShares | None, shape: StepShape, first:
         ledger.book([-ns for ns in booked.between(first, last)])
         return
     saved = ledger.copy()
-    timer.run_ns(shape.later(first), last - first)
+    price(timer, shape.later(first * growth), last - first, growth)
     priced = ledger.less(saved)
     ledger.restore(saved.less(priced))
 
@@ -162,16 +201,18 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     `flying`: the batch on the device (asynchronous scheduling), if any.
     """
     riders, running = scheduler.riding.riders, scheduler.running
-    if not riders.count or scheduler.riding.plain or scheduler.holds_prefills is not None:
+    if not riders.count or scheduler.riding.plain:
+        return None
+    if scheduler.holds_prefills is not None and scheduler.waiting_count:
         return None
     if riders.handing + (flying.joined if flying is not None else 0) != riders.count:
         return None
-    if riders.count > scheduler.options.max_num_batched_tokens:
+    if riders.count * scheduler.riding.width > scheduler.options.max_num_batched_tokens:
         return None
-    if scheduler.connector is not None and scheduler.connector.next_end_ns is not None:
+    if scheduler.copying:
         return None
     steps = riders.next_leave() - scheduler.riding.scheduled
-    if flying is None:
+    if not scheduler.riding.last_rides:
         steps -= 1  # its last token is not in flight yet: it comes with the step in which it leaves
     if most is not None and most < steps:
         steps = most
@@ -186,7 +227,8 @@ def plan(scheduler: Scheduler, flying: Batch | None, most: int | None = None) ->
     if steps < SHORTEST:
         return None
     context, largest, smallest = riders.contexts(first)
-    return Plan(StepShape(0, 0, 0, 0, riders.count, riders.count, context, largest, smallest), steps)
+    tokens = riders.count * scheduler.riding.width
+    return Plan(StepShape(0, 0, 0, 0, riders.count, tokens, context, largest, smallest), steps)
 
 
 def times(now: int, device_free: int | None, durations: Sequence[int], before: int) -> Times:
@@ -265,7 +307,7 @@ def batch_in_flight(scheduler: Scheduler, shape: StepShape, scheduled_ns: int) -
 
 def _steps_refused(scheduler: Scheduler, first: int, steps: int) -> int:
     """For how many steps from batch `first` on, at most `steps`, nobody can be admitted for want of blocks."""
-    lacking = scheduler.refused()
+    lacking = scheduler.refused() if scheduler.riding.width == 1 else None
     if lacking is None:
         return 0
     # No rider may make findable what is lacking: it would with the last token of a block, which is known one step later
@@ -277,7 +319,7 @@ def _steps_refused(scheduler: Scheduler, first: int, steps: int) -> int:
 def _steps_with_blocks(scheduler: Scheduler, first: int, steps: int) -> int:
     """The largest number of steps from batch `first` on, at most `steps`, for which the free blocks suffice."""
     riders, free = scheduler.riding.riders, scheduler.kv.pool.free
-    if riders.groups * riders.count * (steps // riders.size + 1) <= free:
+    if riders.groups * riders.count * (steps * riders.growth // riders.size + 1) <= free:
         return steps
     for i in range(steps):
         free -= riders.blocks(first + i)

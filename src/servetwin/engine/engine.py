@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from servetwin.engine import coast, rotation
 from servetwin.engine.batch import Batch
-from servetwin.engine.coast import Run, begin
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
 from servetwin.timing.host import NO_OVERHEAD, HostOverhead
@@ -84,12 +84,13 @@ class Engine:
         self.last_batch: Batch | None = None
         self._ran = False
         self._last_end = 0
-        # In a deeper pipeline, batches of different requests take turns: no run of one unchanged batch.
-        self._horizon = horizon if scheduler.options.pipeline == 1 else None
+        self._horizon = horizon
         self._runs_ahead, self._reach = runs_ahead, SHORTEST_REACH
-        self.run: Run | None = None
+        self.run: coast.Run | rotation.Rotation | None = None
         """steps that are decided but not carried out yet"""
-        scheduler.riding.keeps_entries = log.keeps_entries
+        self._begin = coast.begin if scheduler.options.pipeline == 1 else rotation.begin
+        for lane in scheduler.lanes:
+            lane.keeps_entries = log.keeps_entries
         self._batches: deque[Batch] = deque()
         self._room = scheduler.options.max_batches
         self._device_free = [0] * scheduler.options.pipeline
@@ -110,15 +111,14 @@ class Engine:
                     return self._next_look(now, oldest)
             if self.inbox:
                 self._open_inbox(now)
-            if self._horizon is not None and scheduler.riding.riders.count and (batches or self._room == 1):
-                flying = batches[0] if batches else None
+            if self._horizon is not None and len(batches) == self._room - 1 and scheduler.steady:
                 if self._runs_ahead:
-                    self.run = begin(self, now, self._reach, None, flying)
+                    self.run = self._begin(self, now, self._reach, None, batches)
                     if self.run is not None:
                         self.awaiting = True
                         return self.run.end_ns
                 else:
-                    self.run = begin(self, now, FARTHEST_REACH, self._horizon(), flying)
+                    self.run = self._begin(self, now, FARTHEST_REACH, self._horizon(), batches)
                     if self.run is not None:
                         now = self.run.end_ns
                         self._end_run()
@@ -146,8 +146,8 @@ class Engine:
         run = self.run
         assert run is not None
         flying = run.carry_out(self)
-        if flying is not None:
-            self._batches[0] = self.last_batch = flying
+        self._batches.clear()
+        self._batches.extend(flying)
         if run.steps >= self._reach:
             self._reach = min(2 * self._reach, FARTHEST_REACH)
         self.run, self.awaiting = None, False
@@ -176,9 +176,15 @@ class Engine:
         self._batches.extend(flying)
         self.steps, self._device_free[0], self._last_end = steps, device_free, last_end
 
-    def occupy_until(self, ns: int) -> None:
-        """The device is busy until `ns`."""
-        self._device_free[0] = self._last_end = ns
+    @property
+    def stage_free(self) -> list[int]:
+        """When each pipeline stage is free, in ns."""
+        return self._device_free.copy()
+
+    def occupy_until(self, free: Sequence[int]) -> None:
+        """The stages are busy until `free`, ns each."""
+        self._device_free[:] = free
+        self._last_end = free[-1]
 
     def _end_hopeless(self, now: int) -> None:
         for request in self.scheduler.fail_hopeless(now):
@@ -236,6 +242,14 @@ class Engine:
     def stage_times(self, shape: StepShape, ns: int) -> list[int]:
         """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
         return [ns] if len(self._device_free) == 1 else apportion(ns, self.timer.stage_ns(shape))
+
+    def run_stage_times(self, shape: StepShape, steps: int) -> list[list[int]]:
+        """The same of consecutive steps of one batch of decodes, which are accounted for as well."""
+        timer, gap = self.timer, self.host.gap(shape.decode_seqs)
+        durations, stages = timer.run_ns(shape, steps), timer.run_stage_ns(shape, steps)
+        if gap:
+            return [apportion(ns + gap, parts) for ns, parts in zip(durations, stages, strict=True)]
+        return stages
 
     def _launch(self, batch: Batch, now: int) -> None:
         """Price the batch and put it on the device, behind what is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from servetwin.engine.coast import SHORTEST, apply, batch_in_flight, plan
+from servetwin.engine.coast import SHORTEST, apply, batch_in_flight, note, plan
 from servetwin.engine.rank import Rank, Stage
 from servetwin.errors import InputError
 from servetwin.timing.shape import StepShape
@@ -125,8 +125,16 @@ def _durations(group: LockStep, shapes: dict[Rank, StepShape], steps: int) -> li
     each = []
     for rank, own in zip(group.ranks, tokens, strict=True):
         gap = rank.host.gap(shapes[rank].seqs)
-        each.append([ns + gap for ns in rank.timer.lockstep_run_ns(shapes[rank], steps, own, gathered)])
+        each.append([ns + gap for ns in _rank_ns(rank, shapes[rank], steps, own, gathered)])
     return [max(column) for column in zip(*each, strict=True)]
+
+
+def _rank_ns(rank: Rank, shape: StepShape, steps: int, own: int, gathered: int) -> list[int]:
+    """Device times of consecutive passes of a rank (see `coast.price`)."""
+    growth = rank.scheduler.riding.growth
+    if growth == 1:
+        return rank.timer.lockstep_run_ns(shape, steps, own, gathered)
+    return [rank.timer.lockstep_ns(shape.later(i * growth), own, gathered) for i in range(steps)]
 
 
 def _times(group: LockStep, start: Start, now: int, durations: Sequence[int], horizon: int | None) -> Times:
@@ -171,9 +179,9 @@ def _carry_out(group: LockStep, start: Start, run: Times, shapes: dict[Rank, Ste
         rows = [request.row for request in scheduler.running] if scheduler.riding.keeps_entries else []
         used = apply(scheduler, run.outputs)
         queue = (len(scheduler.running), scheduler.waiting_count)
-        rank.log.run(rank.number, rank.steps, shape, run.begins, run.ends, used, queue, rows)
+        note(rank, shape, run.begins, run.ends, used, queue, rows)
         if rank.flying is not None:
-            flying = batch_in_flight(scheduler, shape.later(steps - 1), run.tops[-2])
+            flying = batch_in_flight(scheduler, shape.later((steps - 1) * scheduler.riding.growth), run.tops[-2])
             flying.index, flying.begin_ns, flying.end_ns = rank.steps + steps - 1, run.begins[-1], end
         rank.ran(steps, flying)
         rank.passes, rank.at = passes, run.tops[-1]

@@ -190,8 +190,9 @@ class StepLog:
                 later = context + i * seqs
                 self.add([engine, first + i, 1, begins[i], ends[i], 0, 0, 0, seqs, later, *queue, used[i], 0])
         if self.schedule is not None:
+            tokens = shape.decode_tokens // max(1, seqs)
             for i in range(steps):
-                self.schedule += [(engine, first + i, row, 1) for row in requests]
+                self.schedule += [(engine, first + i, row, tokens) for row in requests]
             if self.keep is not None and len(self.schedule) >= PACKED:
                 self.hand_over_entries()
 

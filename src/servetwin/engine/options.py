@@ -32,6 +32,8 @@ class SchedulerOptions:
     async_scheduling: bool = False
     pipeline: int = 1
     speculative_tokens: int = 0
+    accepted_drafts: int | None = None
+    """how many of `speculative_tokens` the model accepts in every step; None: that is drawn"""
     lookahead_tokens: int = 0
     prefill_schedule_interval: int = 1
     windows: tuple[int | Literal["state"] | None, ...] = (None,)
@@ -54,6 +56,16 @@ class SchedulerOptions:
     def max_batches(self) -> int:
         """Batches in flight: two when scheduling runs ahead of the device, one a stage in a pipeline."""
         return max(2 if self.async_scheduling else 1, self.pipeline)
+
+    @property
+    def decode_width(self) -> int:
+        """Tokens that a step computes of a request past its prompt: the last known one and drafts."""
+        return 1 + self.speculative_tokens
+
+    @property
+    def decode_growth(self) -> int:
+        """How many of them it keeps, where that is known of every step."""
+        return 1 + (self.accepted_drafts or 0)
 
     def new_kv_cache(self, shared: bool = True) -> KVCache | FullKV | CountedKV:
         """An empty KV cache of the size and with the groups that these options name.

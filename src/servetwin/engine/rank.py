@@ -81,7 +81,7 @@ class Rank(Engine):
     @property
     def coasts(self) -> bool:
         """Whether passes may be carried out many at once."""
-        return self._horizon is not None
+        return self._horizon is not None and self.scheduler.options.pipeline == 1
 
     def horizon(self) -> int | None:
         """When something can reach it from outside next; None: never again."""

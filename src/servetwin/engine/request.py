@@ -33,6 +33,7 @@ class Request:
     __slots__ = (
         "abort_ns",
         "arrival_ns",
+        "base",
         "cached_tokens",
         "chain",
         "computed",
@@ -46,7 +47,7 @@ class Request:
         "in_flight",
         "joined",
         "known",
-        "last_batch",
+        "lane",
         "last_token_ns",
         "loaded",
         "max_tokens",
@@ -109,11 +110,11 @@ class Request:
         self.drop_stale = False
         self.deferred = False
         self.loaded = False
-        self.last_batch = -1
         self.order = 0
         """place in the running order: the number of its last admission"""
-        self.joined = self.rides_to = 0
-        """while it rides (see `Riders`; 0: it does not): the batch in which it began to, that of its last token"""
+        self.joined = self.rides_to = self.base = self.lane = 0
+        """while it rides (see `Riders`; 0: it does not): the batch in which it began to, that of its last token; where
+        its context would have been before batch 1; its lane"""
         self.quiet = 0
         """tokens up to which the KV cache has nothing to do for this request"""
         self.preemptions = 0

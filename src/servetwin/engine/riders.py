@@ -1,12 +1,12 @@
-"""Requests that ride: running ones that get one token in every batch until they end, kept as a sum instead of a loop.
+"""Requests that ride: running ones that go on alike in every batch until they end, kept as a sum instead of a loop.
 
 In most steps most requests differ from the step before in nothing but one more token. While a request *rides*, its
 fields stand still at what they were when it joined (batch `joined`, from 1), and what they would be follows from
 two counters of the scheduler: batches scheduled and batches processed. What a step needs of all riders together is kept
 here, so that a step costs what changes in it, whatever the size of the batch:
 
-- how many there are; the sum and the extremes of their contexts. A rider's context before batch s is `base + s - 1`
-  with a `base` (computed tokens when it joined, less the number of that batch) that never changes;
+- how many there are; the sum and the extremes of their contexts. A rider's context before batch s is
+  `base + growth * (s - 1)` with a `base` that never changes, and `growth` 1, or with it the drafts that are accepted;
 - who has to do with the KV cache when (takes a block of each group, gives back one that slid out of its window, makes
   a full one findable): riders by `base` modulo the block size, as contexts grow together;
 - who must leave when: riders by the batch that brings their last token.
@@ -24,17 +24,19 @@ from servetwin.engine.request import Request
 
 
 class Riders:
-    """`size`: tokens in a KV block. `groups`: KV groups in which a request takes a block every `size` tokens.
+    """`size`: tokens in a KV block. `groups`: KV groups in which a request takes a block every `size` tokens. `slots`:
+    how many slots beyond its context a rider needs in a batch.
 
-    `calls`: what must a rider's context be, modulo `size`, in a batch in which it has to do with the KV cache; empty:
-    blocks are only counted, so no list of who needs one is kept.
+    `calls`: what a rider's context exceeds a multiple of `size` by when it has to do with the KV cache, that is, in the
+    batch in which it has come to it; empty: blocks are only counted, so no list of who needs one is kept.
     """
 
-    def __init__(self, size: int, groups: int = 1, calls: Iterable[int] = ()) -> None:
-        self.size, self.groups = size, groups
-        # A rider's context before batch s is base + s - 1.
-        self._offsets = list(dict.fromkeys((context + 1) % size for context in calls))
-        self.listed = bool(self._offsets)
+    def __init__(self, size: int, groups: int = 1, calls: Iterable[int] = (), growth: int = 1, slots: int = 1) -> None:
+        self.size, self.groups, self.growth, self.slots = size, groups, growth, slots
+        self._next = 2 - slots
+        reached = [context + beyond for context in calls for beyond in range(min(growth, size))]
+        self._calls = list(dict.fromkeys(context % size for context in reached))
+        self.listed = bool(self._calls)
         self.count = 0
         self.handing = 0
         """riders that get a token from the next batch to be processed: all but those that joined in a later one"""
@@ -52,8 +54,8 @@ class Riders:
         """keys of `leaving`, in a heap; some may have gone since"""
 
     def add(self, request: Request) -> None:
-        """`request` has joined: its `computed`, `joined` and `rides_to` are set."""
-        base = request.computed - request.joined
+        """`request` has joined: its `base`, `joined` and `rides_to` are set."""
+        base = request.base
         self.count += 1
         self.total += base
         insort(self.bases, base)
@@ -70,7 +72,7 @@ class Riders:
 
     def remove(self, request: Request) -> None:
         """Take it out of all sums but `handing`."""
-        base = request.computed - request.joined
+        base = request.base
         self.count -= 1
         self.total -= base
         del self.bases[bisect_left(self.bases, base)]
@@ -93,7 +95,7 @@ class Riders:
 
     def contexts(self, batch: int) -> tuple[int, int, int]:
         """Sum, maximum and minimum of the contexts before batch number `batch`; there are riders."""
-        before = batch - 1
+        before = self.growth * (batch - 1)
         return self.total + self.count * before, self.bases[-1] + before, self.bases[0] + before
 
     def batches_below(self, context: int, first: int, most: int) -> int:
@@ -103,13 +105,19 @@ class Riders:
         return min(most, context - first + 1 - self.bases[i - 1]) if i else most
 
     def blocks(self, batch: int) -> int:
-        """How many blocks they need in batch number `batch`: those whose context before it fills whole blocks do."""
-        return self.groups * self.due[(1 - batch) % self.size]
+        """How many blocks they need in batch number `batch`: a rider needs one when its slots have come beyond a
+        multiple of the block size."""
+        if self.growth == 1:
+            return self.groups * self.due[(self._next - batch) % self.size]
+        growth, size = self.growth, self.size
+        first = 1 - self.slots - growth * (batch - 1)
+        due = sum(self.due[(first + beyond) % size] for beyond in range(growth % size))
+        return self.groups * (self.count * (growth // size) + due)
 
     def calling(self, batch: int) -> list[Request]:
         """Who has to do with the KV cache in batch number `batch`."""
-        due_for, size = self.due_for, self.size
+        due_for, size, before = self.due_for, self.size, self.growth * (batch - 1)
         found: list[Request] = []
-        for offset in self._offsets:
-            found += due_for[(offset - batch) % size]
+        for context in self._calls:
+            found += due_for[(context - before) % size]
         return found

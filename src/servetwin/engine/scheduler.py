@@ -21,7 +21,7 @@ from servetwin.engine.batch import Batch
 from servetwin.engine.options import SchedulerOptions
 from servetwin.engine.queues import ByPriority, Fcfs, WaitingQueue
 from servetwin.engine.request import Request, Status
-from servetwin.engine.riding import Riding
+from servetwin.engine.riding import Riding, new_lanes
 from servetwin.engine.transfer import KVConnector
 from servetwin.memory.counted import CountedKV
 from servetwin.memory.full import FullKV
@@ -46,7 +46,15 @@ class Scheduler:
         self.options, self.kv, self.connector, self.accepted = options, kv, connector, accepted
         new_queue = ByPriority if options.priority else Fcfs
         self.running: list[Request] = []
-        self.riding = Riding(options, kv, self.running, rides)
+        drawn = options.speculative_tokens and options.accepted_drafts is None
+        cut = 0 < options.long_prefill_token_threshold < options.decode_width
+        overlaps = options.pipeline > 1 and (options.async_scheduling or options.speculative_tokens)
+        self.rides = rides and not (drawn or cut or overlaps)
+        """whether any request may ride: where all steps of its decode are alike, one for each of its outputs"""
+        self.lanes = new_lanes(options, kv, self.running, self.rides)
+        self.riding = self.lanes[0]
+        """the lane of the batch that is scheduled next, or was last"""
+        self._turns = len(self.lanes) > 1
         self.waiting: WaitingQueue = new_queue()
         self.holding: WaitingQueue = new_queue()
         self.pinned: set[Request] = set()
@@ -91,7 +99,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         if request.token_ns is not None and self.riding.output_ns is None:
-            self.riding.output_ns = [0] * self.riding.processed
+            for lane in self.lanes:
+                lane.output_ns = [0] * lane.processed
         self.waiting.push(request)
 
     def resume(self, running: list[Request], waiting: list[Request], unflushed: bool) -> None:
@@ -103,7 +112,7 @@ class Scheduler:
             if request.prefilling:
                 self._partial[request] = None
         self.running += running
-        if self.riding.rides:
+        if self.rides:
             self.riding.plain += running
         for request in waiting:
             self.waiting.push(request)
@@ -128,13 +137,20 @@ class Scheduler:
             self._end_early(request, Status.FAILED, reason, now)
 
     @property
+    def copying(self) -> bool:
+        """Whether a copy is under way, or blocks wait for a step to end."""
+        return bool(self._deferred_frees) or (self.connector is not None and self.connector.next_end_ns is not None)
+
+    @property
     def loading(self) -> list[Request]:
         """Waiting requests that own blocks which a copy fills or has filled."""
         return [request for request in self._partial if request.status == Status.LOADING]
 
     def unservable(self) -> tuple[Request, str] | None:
         """When nothing runs: the request at the head of the queue, and why it can never be admitted, if so."""
-        if self.running or not len(self.waiting) or len(self.holding) or self.pinned or self._deferred:
+        if self.running or not len(self.waiting) or len(self.holding) or self.pinned:
+            return None
+        if any(request.stale for request in self._deferred):  # its outputs are on their way
             return None
         request, options = self.waiting.peek(), self.options
         if not options.enable_chunked_prefill and request.known > options.max_num_batched_tokens:
@@ -150,7 +166,7 @@ class Scheduler:
     def _end_early(self, request: Request, status: Status, reason: str, now: int) -> None:
         if request.status == Status.RUNNING:
             if request.joined:
-                self.riding.leave(request)
+                self.lanes[request.lane].leave(request)
             self._stop_running(request)
         else:
             self._remove_waiting({request})
@@ -164,10 +180,9 @@ class Scheduler:
         """The next batch (perhaps empty). Computed tokens advance here, so that the next chunk can follow at once."""
         batch = Batch(now)
         budget = self.options.max_num_batched_tokens
-        if self.riding.riders.count:
+        if self.take_turn() if self._turns else self.riding.riders.count:
             budget = self.riding.ride(batch, budget)
-            if batch.riders and not (self.riding.plain or len(self.waiting) or len(self.holding)):
-                self._capacity_bound = False
+            if not (self.riding.plain or len(self.waiting) or len(self.holding)):
                 self._schedule_riders(batch)
                 return batch
         threshold = self._prefill_threshold()
@@ -195,10 +210,36 @@ class Scheduler:
         self._unflushed = False
         return batch
 
+    @property
+    def steady(self) -> bool:
+        """Whether somebody rides in the next batch, and nobody who runs does not ride."""
+        if self._turns:
+            self.take_turn()
+        riding = self.riding
+        return riding.riders.count > 0 and not riding.plain
+
+    def take_turn(self) -> bool:
+        """Choose the lane of the batch to be scheduled: one that has none in flight. Whether anybody rides, in any."""
+        anybody, chosen = 0, None
+        for lane in self.lanes:
+            count = lane.riders.count
+            anybody += count
+            if lane.flying:
+                continue
+            if chosen is None or (count and not chosen.riders.count):
+                chosen = lane
+            elif count:  # they would all be in the same batch
+                lane.dissolve()
+        assert chosen is not None
+        self.riding = chosen
+        return anybody > 0
+
     def _schedule_riders(self, batch: Batch) -> None:
-        """The rest of `schedule` where there is nobody but riders."""
-        self._executed_steps += 1
-        self.riding.launch(batch)
+        """The rest of `schedule` where there is nobody but riders, in this lane or another one."""
+        self._capacity_bound = False
+        if batch.riders:
+            self._executed_steps += 1
+            self.riding.launch(batch)
         batch.running, batch.free = len(self.running), self.kv.pool.free
         self._unflushed = False
 
@@ -276,7 +317,7 @@ class Scheduler:
                 return False, i, budget
             place = running.index(victim) if self.options.priority else len(running) - 1
             del running[place]
-            if self.riding.rides:
+            if self.rides:
                 del self.riding.plain[place]  # nobody rides: both lists are the same
             if place < i:
                 i -= 1
@@ -297,10 +338,10 @@ class Scheduler:
         """Slots for drafts run ahead of what may be cached: with them the cache is asked in every step."""
         return 0 if self.options.speculative_tokens else self.kv.quiet_tokens(request.row)
 
-    def count_scheduled(self, batches: int) -> None:
-        """Account for so many batches that nobody but the riders takes part in."""
+    def count_scheduled(self, batches: int, lane: Riding | None = None) -> None:
+        """Account for so many batches that nobody but the riders of `lane` (None: the only one) takes part in."""
         self._executed_steps += batches
-        self.riding.scheduled += batches
+        (lane or self.riding).scheduled += batches
         due = self._executed_steps - self._last_prefill_step >= self.options.prefill_schedule_interval
         self._capacity_bound = self.waiting_count > len(self._deferred) and (self._capacity_bound or due)
 
@@ -324,7 +365,8 @@ class Scheduler:
         if isinstance(self.kv, CountedKV) and self.kv.caching:
             # It may find its own blocks again. Nobody rides in a step that preempts.
             self.kv = self.kv.told_apart()
-            self.riding.told_apart(self.kv)
+            for lane in self.lanes:
+                lane.told_apart(self.kv)
         self._free(request)
         self._partial.pop(request, None)
         request.status = Status.PREEMPTED
@@ -426,7 +468,7 @@ class Scheduler:
             self.running.append(request)
             self._admissions += 1
             request.order = self._admissions
-            if self.riding.rides:
+            if self.rides:
                 self.riding.plain.append(request)
             request.status, request.computed = Status.RUNNING, computed
             request.quiet = self._quiet(request)
@@ -488,12 +530,10 @@ class Scheduler:
 
     def _advance(self, batch: Batch) -> None:
         asynchronous, speculative = self.options.async_scheduling, self.options.speculative_tokens
-        number = batch.number
         samples = batch.samples
         for request, tokens, drafts in zip(batch.requests, batch.tokens, batch.drafts, strict=True):
             request.computed += tokens
             request.in_flight += tokens
-            request.last_batch = number
             prefilling = request.computed < request.known + request.placeholders
             request.prefilling = prefilling
             samples.append(not prefilling)
@@ -503,19 +543,21 @@ class Scheduler:
                 if asynchronous:
                     request.placeholders += 1 + drafts
                     request.drafts = speculative
-                if self.riding.rides:
-                    self.riding.join(request, batch)
+                if self.rides:
+                    self.riding.join(request, batch, drafts)
         if batch.joined:
-            self.riding.plain = [request for request in self.riding.plain if not request.joined]
+            plain = self.riding.plain
+            plain[:] = [request for request in plain if not request.joined]
 
     # The end of a step ---------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch, now: int) -> list[Request]:
         """Give the outputs of an ended step to its requests; those that ended with it, in batch order."""
-        usual_gap, usual = now - self.riding.last_outputs_ns, 0
+        riding = self.lanes[batch.lane]
+        usual_gap, usual = now - riding.last_outputs_ns, 0
         if batch.number:
-            self.riding.land(batch, now)
-            while self._deferred_frees and self._deferred_frees[0][0] <= self.riding.processed:
+            riding.land(batch, now)
+            while self._deferred_frees and self._deferred_frees[0][0] <= sum(lane.processed for lane in self.lanes):
                 assert isinstance(self.kv, KVCache)
                 self.kv.pool.release(reversed(self._deferred_frees.popleft()[1]))
         ended: list[Request] = []
@@ -524,7 +566,7 @@ class Scheduler:
         commits_drafts = speculative and self.options.commits_drafts_at_output
         if not batch.requests:
             return self._end_copies(now)
-        gaps = self.riding.gaps
+        gaps = riding.gaps
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
         ):
@@ -619,7 +661,7 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request)
-        if self.riding.rides:
+        if self.rides:
             self.riding.plain.remove(request)
 
     def _remove_waiting(self, requests: set[Request]) -> None:
@@ -628,7 +670,7 @@ class Scheduler:
         self._deferred -= requests
 
     def _frees_at_once(self, request: Request) -> bool:
-        return not self._defer_frees or request.last_batch <= self.riding.processed
+        return not self._defer_frees or not request.in_flight
 
     def _free(self, request: Request) -> None:
         if self._frees_at_once(request):
@@ -637,4 +679,4 @@ class Scheduler:
         assert isinstance(self.kv, KVCache)
         blocks = [block for table in self.kv.pop(request.row) for block in table]
         if blocks:
-            self._deferred_frees.append((self.riding.scheduled, blocks))
+            self._deferred_frees.append((sum(lane.scheduled for lane in self.lanes), blocks))

@@ -115,10 +115,10 @@ class CountedKV:
         if self.caching and full > self.cached.get(request, full):
             self.cached[request] = full
 
-    def settle(self, request: int, computed: int, certain: int) -> None:
-        """`request` has grown to `computed` tokens unseen, with blocks taken from the tally as it went; the first
+    def settle(self, request: int, slots: int, certain: int) -> None:
+        """`request` has grown to `slots` tokens unseen, with blocks taken from the tally as it went; the first
         `certain` of them may be cached."""
-        self.held[request] = -(-computed // self.block_size)
+        self.held[request] = -(-slots // self.block_size)
         self.commit(request, certain, None)
 
     def quiet_tokens(self, request: int) -> int:

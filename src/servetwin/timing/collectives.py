@@ -63,6 +63,11 @@ class WithCollectives:
         exchanged = self._exchanged(shape, shape.tokens, shape.tokens * self._data)
         return [a + b for a, b in zip(self.ranks.stage_ns(shape), exchanged.stages, strict=True)]
 
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        exchanged = self._exchanged(shape, shape.tokens, shape.tokens * self._data).stages
+        each = self.ranks.run_stage_ns(shape, steps)
+        return [[a + b for a, b in zip(stages, exchanged, strict=True)] for stages in each]
+
     def _exchanged(self, shape: StepShape, tokens: int, gathered: int) -> _Exchanged:
         key = tokens, gathered, shape.logits
         found = self._priced.get(key)

@@ -60,3 +60,6 @@ class LinearTimer:
         self.ledger.restore(before)
         part = whole // self.pipeline
         return [part] * (self.pipeline - 1) + [whole - part * (self.pipeline - 1)]
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        return [self.stage_ns(shape.later(i)) for i in range(steps)]

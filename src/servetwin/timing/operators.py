@@ -175,6 +175,11 @@ class OperatorTimer:
         self._logit_shares: dict[int, tuple[int, ...]] = {}
         self._lockstep_shares: dict[tuple[int, int], tuple[int, ...]] = {}
         self._varying = [part for part in self.parts if needs(part.operator) != "rows"]
+        self._staged_runs = [
+            (part.calls, part.pricer, part.operator.stages)
+            for part in self._varying
+            if needs(part.operator) == "decodes" and isinstance(part.pricer, RunPricer)
+        ]
         self._stage_shares: dict[tuple[int, int], list[int]] = {}
         self._fixed_shares: dict[tuple[int, int], tuple[int, list[int]]] = {}
 
@@ -293,6 +298,22 @@ class OperatorTimer:
         return [a + b for a, b in zip(dense, head, strict=True)]
 
     def stage_ns(self, shape: StepShape) -> list[int]:
+        fixed = self._stages_fixed(shape)
+        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        if self.on_step or len(self._on_runs) < len(self.on_decodes):
+            return [self.stage_ns(shape.later(i)) for i in range(steps)]
+        seqs, tokens, context, longest = shape[4:8]
+        each = [self._stages_fixed(shape)] * steps
+        for calls, pricer, weights in self._staged_runs:
+            wholes, _ = pricer.few(seqs, tokens, context, longest, steps, UNEVEN, calls)
+            parts = [apportion(ns, weights) for ns in wholes]
+            each = [list(map(add, *pair)) for pair in zip(each, parts, strict=True)]
+        return each
+
+    def _stages_fixed(self, shape: StepShape) -> list[int]:
+        """Time by stage of all operators that depend on numbers of rows alone."""
         tokens, logits = shape.tokens, shape.logits
         if self.padded is not None:
             tokens = self.padded(tokens, shape.prefill_seqs)
@@ -302,7 +323,7 @@ class OperatorTimer:
             dense, head = self.on_tokens(tokens), self.on_logits(logits)
             fixed[-1] += sum(dense) + sum(head) - sum(fixed)  # the 1 ns that a step takes at least
             self._stage_shares[tokens, logits] = fixed
-        return [a + b for a, b in zip(fixed, self._by_stage(self._priced(shape, self._varying)), strict=True)]
+        return fixed
 
     def _by_stage(self, priced: Iterable[tuple[_Part, int, str]]) -> list[int]:
         stages = [0] * len(self.parts[0].operator.stages)

@@ -205,3 +205,9 @@ class CalibratedTimer:
         scaled = self.step_ns(shape)
         self.ledger.restore(saved)
         return apportion(scaled, self.timer.stage_ns(shape))
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        saved = self.ledger.copy()
+        scaled = self.run_ns(shape, steps)
+        self.ledger.restore(saved)
+        return [apportion(ns, parts) for ns, parts in zip(scaled, self.timer.run_stage_ns(shape, steps), strict=True)]

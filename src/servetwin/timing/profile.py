@@ -206,6 +206,9 @@ class ProfileTimer:
                 parts = [part + ns * count for part, count in zip(parts, stages, strict=True)]
         return parts
 
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        return [self.stage_ns(shape.later(i)) for i in range(steps)]
+
     def explain(self, shape: StepShape) -> list[tuple[str, int, str]]:
         """Where the time of a step goes: (operator, ns over all layers, how it was found); the ns sum to `step_ns`."""
         found: dict[str, tuple[int, int]] = {}

@@ -43,3 +43,6 @@ class StepTimer(Protocol):
 
     def stage_ns(self, shape: StepShape) -> list[int]:
         """`step_ns(shape)` by pipeline stage, the hand-over counted at its sender. Books nothing in the ledger."""
+
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        """`stage_ns` of each of `steps` consecutive steps of one pure-decode batch, the first of shape `shape`."""

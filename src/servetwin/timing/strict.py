@@ -67,6 +67,9 @@ class StrictTimer:
     def stage_ns(self, shape: StepShape) -> list[int]:
         return self.timer.stage_ns(shape)
 
+    def run_stage_ns(self, shape: StepShape, steps: int) -> list[list[int]]:
+        return self.timer.run_stage_ns(shape, steps)
+
     def _beyond(self) -> int:
         return self.ledger.extrapolated + self.ledger.assumed
 

@@ -38,7 +38,9 @@ def fits(engine: Engine) -> bool:
     return (
         type(engine) is Engine
         and isinstance(scheduler.kv, CountedKV)
-        and scheduler.riding.rides
+        and scheduler.rides
+        and options.pipeline == 1
+        and not options.speculative_tokens
         and scheduler.connector is None
         and not options.priority
         and options.prefill_schedule_interval == 1
