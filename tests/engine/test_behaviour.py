@@ -253,3 +253,19 @@ def test_what_waited_for_its_outputs_does_not_hide_that_the_first_can_never_be_s
     ran = run(pipelined(scenario_of(engine, model="openai/gpt-oss-20b"), 4), table_of(rows))
     assert [request.status for request in ran.requests] == [Status.FAILED, *[Status.FINISHED] * 3]
     assert "24" in ran.requests[0].reason
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_requests_that_would_give_way_to_each_other_for_ever_fail(coalesce: bool) -> None:
+    """Three prompts in small chunks, of which the cache holds two at a time: each pushes the next one out before its
+    own first token."""
+    engine = {"async_scheduling": False, "num_gpu_blocks_override": 25, "max_num_batched_tokens": 24}
+    engine |= {"max_model_len": 320, "max_num_seqs": 12, "long_prefill_token_threshold": 12}
+    engine |= {"scheduling_policy": "priority", "scheduler_reserve_full_isl": False}
+    sizes = [(77, 31), (163, 103), (15, 10), (167, 58), (79, 97), (11, 78), (241, 98), (243, 71)]
+    rows = [Row(prompt=prompt, output=output) for prompt, output in sizes] + [Row(35 * MS, 29, 100, priority=1)]
+    scenario = pipelined(scenario_of(engine, model="openai/gpt-oss-20b"), 3)
+    ran = run(scenario, table_of(rows), coalesce=coalesce)
+    failed = [request for request in ran.requests if request.status != Status.FINISHED]
+    assert failed and all(request.reason.startswith("the engine's 24 KV blocks do not hold it") for request in failed)
+    assert any(request.reason.endswith("give way to each other for ever") for request in failed)

@@ -14,7 +14,7 @@ Invariants (numbered; tested as properties in tests/engine):
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from servetwin.engine.batch import Batch
@@ -26,6 +26,9 @@ from servetwin.engine.transfer import KVConnector
 from servetwin.memory.counted import CountedKV
 from servetwin.memory.full import FullKV
 from servetwin.memory.kv import KVCache
+
+CIRCLES = 3
+"""How often requests may give way to each other in the same state before that counts as for ever."""
 
 AcceptedDrafts = Callable[[Request, int], int]
 """How many of so many draft tokens of a request the model accepts."""
@@ -69,9 +72,13 @@ class Scheduler:
         """requests that hold blocks for part of a prompt or for a load: they will need more"""
         self._deferred: set[Request] = set()
         """waiting requests that were passed over because of their own state, not for want of room"""
-        self.hopeless: list[Request] = []
-        """requests that gave way to themselves with the whole cache free, and got no further than the time before: they
-        would do so for ever"""
+        self.hopeless: dict[Request, str] = {}
+        """requests that would give way for ever, and why: to themselves with the whole cache free, getting no further
+        than the time before; or to each other in turn"""
+        self._progress = self._circling_at = 0
+        """batches that gave an output to somebody, but for those of riders alone"""
+        self._circles: Counter[tuple[int, ...]] = Counter()
+        """how often a request has given way in each state since then, as far as that is being counted"""
         self._unflushed = False
         """a request has ended since the last schedule(): the workers must still be told"""
         # With several batches in flight a copy into a freed block could overtake a step that still writes it.
@@ -125,11 +132,10 @@ class Scheduler:
 
     def fail_hopeless(self, now: int) -> list[Request]:
         """End the `hopeless` requests."""
-        ended, self.hopeless = self.hopeless, []
-        for request in ended:
-            blocks = self.options.usable_blocks
-            self.fail(request, f"the engine's {blocks} KV blocks do not hold it, though it had all of them", now)
-        return ended
+        ended, self.hopeless = self.hopeless, {}
+        for request, why in ended.items():
+            self.fail(request, f"the engine's {self.options.usable_blocks} KV blocks do not hold it{why}", now)
+        return list(ended)
 
     def fail(self, request: Request, reason: str, now: int) -> None:
         """End a request that can never be served."""
@@ -324,15 +330,27 @@ class Scheduler:
             if self.options.priority:
                 budget += batch.withdraw(victim)
             reached = victim.computed
+            if self._in_circles(victim):
+                self.hopeless[victim] = " and others: they give way to each other for ever"
             self._preempt(victim)
             batch.preempted.append(victim)
             if victim is request:
                 if not self.kv.pool.used:  # it had the whole cache to itself
                     if reached <= request.farthest:
-                        self.hopeless.append(request)
+                        self.hopeless[request] = ", though it had all of them"
                     request.farthest = max(request.farthest, reached)
                 return False, i, budget
         return True, i, budget
+
+    def _in_circles(self, victim: Request) -> bool:
+        """Whether `victim` has given way to the same requests, all as far as they are now, for several times, and
+        nobody had an output in between: without one they do so again."""
+        if self._progress != self._circling_at:
+            self._circling_at = self._progress
+            self._circles.clear()
+        state = (victim.row, victim.computed, *((request.row, request.computed) for request in self.running))
+        self._circles[state] += 1
+        return self._circles[state] > CIRCLES
 
     def _quiet(self, request: Request) -> int:
         """Slots for drafts run ahead of what may be cached: with them the cache is asked in every step."""
@@ -566,6 +584,8 @@ class Scheduler:
         commits_drafts = speculative and self.options.commits_drafts_at_output
         if not batch.requests:
             return self._end_copies(now)
+        if True in batch.samples:
+            self._progress += 1
         gaps = riding.gaps
         for request, tokens, drafts, samples in zip(
             batch.requests, batch.tokens, batch.drafts, batch.samples, strict=True
