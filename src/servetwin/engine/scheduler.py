@@ -77,7 +77,7 @@ class Scheduler:
         than the time before; or to each other in turn"""
         self._progress = self._circling_at = 0
         """batches that gave an output to somebody, but for those of riders alone"""
-        self._circles: Counter[tuple[int, ...]] = Counter()
+        self._circles: Counter[tuple[tuple[int, int], ...]] = Counter()
         """how often a request has given way in each state since then, as far as that is being counted"""
         self._unflushed = False
         """a request has ended since the last schedule(): the workers must still be told"""
@@ -348,7 +348,7 @@ class Scheduler:
         if self._progress != self._circling_at:
             self._circling_at = self._progress
             self._circles.clear()
-        state = (victim.row, victim.computed, *((request.row, request.computed) for request in self.running))
+        state = tuple((request.row, request.computed) for request in (victim, *self.running))
         self._circles[state] += 1
         return self._circles[state] > CIRCLES
 
