@@ -81,7 +81,7 @@ def build(
     engines = sum(pool.replicas * pool.parallelism.data for pool in scenario.pools)
     # With one engine, what happens next is known; signals that are stale show moments which a run must not pass.
     ahead = engines > 1 and not scenario.routing.refresh
-    running = Running(cluster, log, scenario.seed, coalesce, shares_prompts(table), ahead)
+    running = Running(cluster, log, scenario.seed, coalesce, shares_prompts(table), ahead, engines == 1)
     for index, pool in enumerate(scenario.pools):
         try:
             _add(pool, scenario, placement.replicas[index], placement.layout, base, built, running)

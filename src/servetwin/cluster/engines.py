@@ -47,6 +47,8 @@ class Running:
     """requests may have prompts in common"""
     runs_ahead: bool
     """engines need not wait for each other (see `Engine`)"""
+    alone: bool
+    """there is one engine"""
 
 
 def replica_engines(
@@ -57,7 +59,7 @@ def replica_engines(
     group = _lock_step(pool, base) if data > 1 else None
     # Ranks keep step with each other: they wait for the horizon.
     new_engine: Callable[..., Engine] = (
-        partial(Rank, group) if group else partial(Engine, runs_ahead=running.runs_ahead)
+        partial(Rank, group) if group else partial(Engine, runs_ahead=running.runs_ahead, alone=running.alone)
     )
     first = len(running.cluster.engines)
     for number in range(first, first + data):

@@ -101,6 +101,11 @@ class Cluster:
 
     def ended(self, request: Request, now: int) -> None:
         """A request has ended in its engine; another one may come in its place, once the engine has done its work."""
+        if now > self.now:  # the engine went on, as nothing else could happen
+            self.now, self._last_wake = now, (now, request.engine)
+        self._out(request, now)
+
+    def _out(self, request: Request, now: int) -> None:
         self.router.ended(request.engine)
         self._leave(request, now)
 
@@ -158,7 +163,7 @@ class Cluster:
         try:
             while True:
                 if self.fleet is not None and self._advance(self.fleet):
-                    time = self.now
+                    pass
                 elif happenings and not (wakes and wakes[0][0] < happenings[0][0]):
                     time, kind, row, request = heapq.heappop(happenings)
                     self._happen(time, kind, row, request)
@@ -171,8 +176,8 @@ class Cluster:
                     break
                 while self._made_room:
                     self._made_room = False
-                    self._refill(time)
-                    self._empty_queue(time)
+                    self._refill(self.now)
+                    self._empty_queue(self.now)
         finally:
             if self.fleet is not None:
                 self.fleet.settle()
@@ -211,7 +216,7 @@ class Cluster:
             self.now = ended[0].finish_ns
             self._last_wake = self.now, ended[0].engine
         for request in ended:
-            self.ended(request, request.finish_ns)
+            self._out(request, request.finish_ns)
         for engine, now, coming in left:
             for at, request in coming:
                 heapq.heappush(self._happenings, (at, DELIVERY, request.row, request))

@@ -55,7 +55,8 @@ class Engine:
     `poll_ns`: an engine that has requests but nothing to run looks again after so long; None: when the next copy ends.
     `horizon()`: when something can reach the engine from outside next (None: never again); given, runs of unchanged
     decode steps are carried out in one go, with the same results (see `coast`). `runs_ahead`: the engine is told
-    of what reaches it during a run (`interrupt`), so that it need not ask.
+    of what reaches it during a run (`interrupt`), so that it need not ask. `alone`: there is no other engine, so that
+    one wake may go on to the horizon.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         poll_ns: int | None = None,
         horizon: Callable[[], int | None] | None = None,
         runs_ahead: bool = False,
+        alone: bool = False,
     ) -> None:
         self.number, self.scheduler, self.timer, self.log, self.on_end = number, scheduler, timer, log, on_end
         self.host, self.poll_ns = host, poll_ns
@@ -86,6 +88,10 @@ class Engine:
         self._last_end = 0
         self._horizon = horizon
         self._runs_ahead, self._reach = runs_ahead, SHORTEST_REACH
+        self._alone = alone and horizon is not None
+        self._until: int | None = None
+        self._foreseen = False
+        """whether `_until` is what `horizon` would say"""
         self.run: coast.Run | rotation.Rotation | None = None
         """steps that are decided but not carried out yet"""
         self._begin = coast.begin if scheduler.options.pipeline == 1 else rotation.begin
@@ -96,14 +102,19 @@ class Engine:
         self._device_free = [0] * scheduler.options.pipeline
 
     def wake(self, now: int) -> int | None:
-        """Run the loop from `now` until it must wait; when to wake it next (None: only an arrival can)."""
+        """Run the loop from `now` until it must wait, or as far as nothing can reach it from outside; when to wake it
+        next (None: only an arrival can)."""
         scheduler, batches = self.scheduler, self._batches
+        self._foreseen = False
         while True:
             if self.run is not None:
                 self._end_run()
             elif self.awaiting:
-                if batches[0].end_ns > now:
-                    return batches[0].end_ns
+                end = batches[0].end_ns
+                if end > now:
+                    if not self._alone or not self._foresees(end):
+                        return end
+                    now = end
                 oldest = batches.popleft()
                 self._finish(oldest, now)
                 self.awaiting = False
@@ -118,7 +129,8 @@ class Engine:
                         self.awaiting = True
                         return self.run.end_ns
                 else:
-                    self.run = self._begin(self, now, FARTHEST_REACH, self._horizon(), batches)
+                    self._foresees(now)
+                    self.run = self._begin(self, now, FARTHEST_REACH, self._until, batches)
                     if self.run is not None:
                         now = self.run.end_ns
                         self._end_run()
@@ -141,6 +153,18 @@ class Engine:
             else:
                 return None
             self.awaiting = True
+
+    def _foresees(self, ns: int) -> bool:
+        """Whether nothing can reach the engine from outside before `ns` or at it; what is known stays true until a
+        request ends."""
+        if not self._foreseen:
+            assert self._horizon is not None
+            self._until, self._foreseen = self._horizon(), True
+        return self._until is None or ns < self._until
+
+    def _ended(self, request: Request, now: int) -> None:
+        self._foreseen = False  # another one may come in its place
+        self.on_end(request, now)
 
     def _end_run(self) -> None:
         run = self.run
@@ -188,7 +212,7 @@ class Engine:
 
     def _end_hopeless(self, now: int) -> None:
         for request in self.scheduler.fail_hopeless(now):
-            self.on_end(request, now)
+            self._ended(request, now)
 
     def _fail_unservable(self, now: int) -> bool:
         """End the request that blocks the queue for ever, if there is one."""
@@ -197,7 +221,7 @@ class Engine:
             return False
         request, reason = found
         self.scheduler.fail(request, reason, now)
-        self.on_end(request, now)
+        self._ended(request, now)
         return True
 
     def _stuck(self, batch: Batch, now: int) -> bool:
@@ -237,7 +261,7 @@ class Engine:
                     scheduler.abort(request, now)
                 else:
                     scheduler.fail(request, request.reason, now)
-                self.on_end(request, now)
+                self._ended(request, now)
 
     def stage_times(self, shape: StepShape, ns: int) -> list[int]:
         """`ns` of a step, host gap included, split over the pipeline stages in proportion to what each computes."""
@@ -271,4 +295,4 @@ class Engine:
 
     def _finish(self, batch: Batch, now: int) -> None:
         for request in self.scheduler.update(batch, now):
-            self.on_end(request, now)
+            self._ended(request, now)
