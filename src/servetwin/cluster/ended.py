@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from servetwin.engine.log import Keep
 from servetwin.engine.request import Request, Status
+from servetwin.engine.tokens import TokenTimes
 
 Ints = NDArray[np.int64]
 
@@ -43,7 +44,7 @@ class EndedRequests:
         """by row"""
         self._failed: dict[str, tuple[int, str]] = {}
         """how many failed for reasons that differ in numbers alone, and the first reason"""
-        self._token_ns: list[Ints] = []
+        self._token_ns: list[TokenTimes] = []
 
     def __len__(self) -> int:
         return self._before + self._held
@@ -60,7 +61,7 @@ class EndedRequests:
                 count, first = self._failed.get(kind, (0, request.reason))
                 self._failed[kind] = count + 1, first
         if request.token_ns is not None:
-            self._token_ns.append(np.array(request.token_ns, np.int64))
+            self._token_ns.append(request.token_ns)
         # Last and at once, so that an interrupt leaves no half of a request.
         self._numbers.extend(
             (
@@ -111,7 +112,7 @@ class EndedRequests:
 
     def token_ns(self) -> list[Ints] | None:
         """The times of every token, a request, by row; None when they were not recorded."""
-        return [self._token_ns[i] for i in self._order().tolist()] if self._token_ns else None
+        return [self._token_ns[i].ns() for i in self._order().tolist()] if self._token_ns else None
 
     def failures(self) -> list[str]:
         """Why requests failed, a sentence for each kind of reason, the most frequent first."""

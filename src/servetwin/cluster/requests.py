@@ -6,6 +6,7 @@ import numpy as np
 
 from servetwin.engine.engine import Engine
 from servetwin.engine.request import Request
+from servetwin.engine.tokens import TokenTimes
 from servetwin.memory.kv import Chain
 from servetwin.memory.prefix import OwnChain, PrefixChain, SegmentChain
 from servetwin.workload.identity import keys_of, prompt_of, shares_prompts
@@ -39,7 +40,7 @@ class RequestMaker:
             abort_ns=time + self._abort[row] - self._arrival[row] if self._abort and self._abort[row] >= 0 else -1,
         )
         if self._record:
-            request.token_ns = []
+            request.token_ns = TokenTimes()
         return request
 
     def place(self, request: Request, engine: Engine) -> None:

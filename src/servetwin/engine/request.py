@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from servetwin.engine.tokens import TokenTimes
 from servetwin.memory.kv import Chain
 
 
@@ -122,7 +123,8 @@ class Request:
         """most tokens computed when it gave way to itself with the whole cache free"""
         self.scheduled_ns = self.first_token_ns = self.last_token_ns = self.finish_ns = -1
         self.cached_tokens = 0
-        self.token_ns: list[int] | None = None
+        self.token_ns: TokenTimes | None = None
+        """when each output was handed out, where that is recorded"""
 
     @property
     def finished(self) -> bool:

@@ -9,6 +9,7 @@ Each of them is a *lane*: to the requests in it, it is as if every batch was awa
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ class Riding:
         """running requests that do not ride, in running order"""
         self.keeps_entries = False
         """whether batches say who rides in them"""
-        self.output_ns: list[int] | None = None
+        self.output_ns: array[int] | None = None
         """when the outputs of each processed batch were handed out, where requests keep the times of their tokens"""
         self.gaps = gaps
         self.scheduled = self.processed = 0
@@ -115,7 +116,7 @@ class Riding:
                 self.gaps.add(0, self.riders.count * (self.growth - 1) * len(outputs_ns))
             self.last_outputs_ns = outputs_ns[-1]
         if self.output_ns is not None:
-            self.output_ns += outputs_ns
+            self.output_ns.extend(outputs_ns)
 
     def join(self, request: Request, batch: Batch, drafts: int) -> None:
         """From the batch after this one on, in which it has `drafts`, `request` rides, if it goes on for long enough
@@ -169,7 +170,7 @@ class Riding:
             request.last_token_ns = self.last_outputs_ns
             if request.token_ns is not None:
                 assert self.output_ns is not None
-                request.token_ns += [ns for ns in self.output_ns[joined:processed] for _ in range(growth)]
+                request.token_ns.add(self.output_ns, joined, processed, growth)
         if done or flying:
             self._settle(request, done > 0)
         request.quiet = 0  # ask the cache

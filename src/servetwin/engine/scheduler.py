@@ -14,6 +14,7 @@ Invariants (numbered; tested as properties in tests/engine):
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -107,7 +108,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         if request.token_ns is not None and self.riding.output_ns is None:
             for lane in self.lanes:
-                lane.output_ns = [0] * lane.processed
+                lane.output_ns = array("q", [0]) * lane.processed
         self.waiting.push(request)
 
     def resume(self, running: list[Request], waiting: list[Request], unflushed: bool) -> None:
@@ -631,7 +632,8 @@ class Scheduler:
                 gaps.add(0, kept - 1)
             request.last_token_ns = now
             if request.token_ns is not None:
-                request.token_ns += [now] * kept
+                assert riding.output_ns is not None
+                request.token_ns.add(riding.output_ns, riding.processed - 1, riding.processed, kept)
             if not stale and was_running and (had_placeholders or commits_drafts) and request.chain is not None:
                 certain = request.computed - request.in_flight
                 if speculative or certain % size == 0:
