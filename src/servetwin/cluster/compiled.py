@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WORTHWHILE = 25_000
 """Requests from which on compiled code saves more time than it takes to load it (some 0.5 s, and 100 MiB)."""
 WORTH_COMPILING = 150_000
-"""Requests from which on it saves more than compiling takes, too, which is done once (some 8 s)."""
+"""Requests from which on it saves more than compiling takes, too, which is done once (some 12 s)."""
 
 
 def fleet_for(engines: list[Engine], log: StepLog, router: Router, table: RequestTable, tokens: bool) -> Fleet | None:
