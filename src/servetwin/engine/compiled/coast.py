@@ -66,7 +66,7 @@ def coast(e, now, limit, state, prices, out):
     if done:
         counters[GAPS] = at_gaps
         book_fixed(timer, count, done, prices, booked)
-        none = done - done
+        none = done - done  # a variable: for a literal, numba would compile `log_step` once more
         log_step(e, first_begin, first_end, none, none, none, count, first_context, engines, out)
         last_rows[e, 2] += done - 1
         engines[e, STEPS] += done - 1
