@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+
 from servetwin.engine.batch import Batch
 from servetwin.engine.request import Request, Status
 from servetwin.engine.scheduler import Scheduler
@@ -45,24 +47,23 @@ def check_pool(pool: BlockPool, references: Counter[int]) -> None:
 def check_tables(pool: TablePool, held: Iterable[Table]) -> list[int]:
     """B1, B3 and B4, and that each block is counted as often as it stands in a table; the free blocks in the order in
     which they would be taken."""
-    held = list(held)
-    references = Counter(block for table in held for block in table.blocks)
-    queued = pool._queue[pool._head : pool._tail].tolist()
-    free = [block for block in queued if block != NULL]
+    blocks = [block for table in held for block in table.blocks]
+    references = np.bincount(np.array(blocks, np.int64), minlength=pool.usable + 1)
+    queued = pool._queue[pool._head : pool._tail]
+    free = queued[queued != NULL]
     assert pool._holes == len(queued) - len(free)
-    assert pool.free == len(free) == len(set(free)), "B1: a block stands in the free list twice"
-    assert all(pool._queue[pool._at[block]] == block for block in free)
-    for block in range(pool.usable + 1):
-        assert pool._references[block] == references[block], f"block {block} is not counted as often as it is owned"
-    assert set(free) == {block for block in range(1, pool.usable + 1) if not references[block]}, "B1"
-    assert NULL not in references, "B3"
+    assert pool.free == len(free) == len(np.unique(free)), "B1: a block stands in the free list twice"
+    assert (pool._queue[pool._at[free]] == free).all()
+    assert (pool._references[: pool.usable + 1] == references).all(), "a block is not counted as often as it is owned"
+    assert np.array_equal(np.sort(free), 1 + np.flatnonzero(references[1:] == 0)), "B1"
+    assert not references[NULL], "B3"
     assert pool._owner[NULL] == 0, "B3"
     parts = [part for known in pool._index.values() for part in (known if isinstance(known, list) else [known])]
     by_serial = {table.serial: table for table, _ in parts}
-    for block in range(1, pool.usable + 1):
-        owner = int(pool._owner[block])
-        assert not owner or block in by_serial[owner].blocks[: by_serial[owner].cached], f"B4: block {block}"
-    return free
+    for block in np.flatnonzero(pool._owner[: pool.usable + 1]).tolist():
+        owner = by_serial[int(pool._owner[block])]
+        assert block in owner.blocks[: owner.cached], f"B4: block {block}"
+    return free.tolist()
 
 
 class WatchedScheduler(Scheduler):

@@ -75,7 +75,7 @@ def assert_equal(
     return ours.cluster.engines, fleet.holds if fleet is not None else []
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     tables(),
     engines,
