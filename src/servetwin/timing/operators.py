@@ -288,9 +288,10 @@ class OperatorTimer:
             tokens, gathered = padded, gathered + self._data * (padded - tokens)
         dense = self._lockstep_shares.get((tokens, gathered))
         if dense is None:
-            own = [(calls, pricer, tokens) for calls, pricer in self._on_own]
-            met = [(calls, pricer, gathered) for calls, pricer in self._on_gathered]
-            dense = self._lockstep_shares[tokens, gathered] = _shares([*own, *met])
+            shares = [0] * len(KINDS)
+            _add(shares, self._on_own, tokens)
+            _add(shares, self._on_gathered, gathered)
+            dense = self._lockstep_shares[tokens, gathered] = _at_least(shares)
         logits = shape.logits
         if not logits:  # a dummy batch: nobody wants a token of it
             return list(dense)
@@ -379,18 +380,23 @@ class OperatorTimer:
         return self._logit_shares.get(logits) or self._rows(self._logit_shares, self._on_logits, logits)
 
     def _rows(self, known: dict[int, tuple[int, ...]], parts: list[tuple[float, Pricer]], rows: int) -> tuple[int, ...]:
-        found = known[rows] = _shares([(count, pricer, rows) for count, pricer in parts])
+        shares = [0] * len(KINDS)
+        _add(shares, parts, rows)
+        found = known[rows] = _at_least(shares)
         return found
 
 
-def _shares(parts: Sequence[tuple[float, Pricer, int]]) -> tuple[int, ...]:
-    """Time by kind of knowledge of operators with their (calls, pricer, rows)."""
-    shares = [0] * len(KINDS)
-    for count, pricer, rows in parts:
+def _add(shares: list[int], parts: Sequence[tuple[float, Pricer]], rows: int) -> None:
+    """Add the time of operators, (calls, pricer), over so many rows to `shares`, by kind of knowledge."""
+    for count, pricer in parts:
         ns, how = pricer(rows)
         shares[_INDEX[how]] += int(ns * count)
+
+
+def _at_least(shares: list[int]) -> tuple[int, ...]:
+    """A step takes at least 1 ns."""
     if not any(shares):
-        shares[-1] = 1  # a step takes at least 1 ns
+        shares[-1] = 1
     return tuple(shares)
 
 
