@@ -37,7 +37,12 @@ class Case(NamedTuple):
 
 
 def synthetic(
-    requests: int, input_tokens: int, output_tokens: int, replicas: int = 1, **arrivals: Any
+    requests: int,
+    input_tokens: int,
+    output_tokens: int,
+    replicas: int = 1,
+    policy: str = "least_loaded",
+    **arrivals: Any,
 ) -> dict[str, Any]:
     workload = {
         "arrivals": arrivals,
@@ -49,7 +54,7 @@ def synthetic(
         "model": "meta-llama/Llama-3.1-8B",
         "workload": workload,
         "pools": [{"device": "h100_sxm", "replicas": replicas}],
-        "routing": {"policy": "least_loaded"},
+        "routing": {"policy": policy},
     }
 
 
@@ -63,7 +68,7 @@ CASES = {
     "open-300": Case(synthetic(300, 512, 128, process="poisson", rate=10), 0.8),
     "A": Case(synthetic(10_000, 512, 128, process="poisson", rate=10), 2.0, 250),
     "A-40": Case(synthetic(100_000, 512, 128, process="poisson", rate=40), 7.0),
-    "replicas-32": Case(synthetic(100_000, 512, 128, 32, process="poisson", rate=640), 9.0),
+    "replicas-32": Case(synthetic(100_000, 512, 128, 32, "join_shortest_queue", process="poisson", rate=640), 9.0),
     "closed-64": Case(synthetic(20_000, 1024, 256, process="closed_loop", concurrency=64), 3.0),
     # 19,366 requests an hour, 52 times over; 40 times as fast gives each of the replicas 3.4 requests/s
     "azure-million": Case(replayed(AZURE, 64, repeat=52, rate_scale=40.0), 60.0, 1536, AZURE),

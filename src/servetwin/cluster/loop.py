@@ -64,7 +64,7 @@ class Cluster:
         """takes a request that has ended; what nobody else holds is then forgotten"""
         self.ended_count = 0
         self.unfinished: dict[int, Request] = {}
-        self.events = self._turns = 0
+        self.events = self._advances = 0
         self.now = 0
         self._models = [model] if table.model is None else list(table.models)
         self._model_of = None if table.model is None else table.model.tolist()
@@ -103,9 +103,9 @@ class Cluster:
         """A request has ended in its engine; another one may come in its place, once the engine has done its work."""
         if now > self.now:  # the engine went on, as nothing else could happen
             self.now, self._last_wake = now, (now, request.engine)
-        self._out(request, now)
+        self._count_out(request, now)
 
-    def _out(self, request: Request, now: int) -> None:
+    def _count_out(self, request: Request, now: int) -> None:
         self.router.ended(request.engine)
         self._leave(request, now)
 
@@ -216,7 +216,7 @@ class Cluster:
             self.now = ended[0].finish_ns
             self._last_wake = self.now, ended[0].engine
         for request in ended:
-            self._out(request, request.finish_ns)
+            self._count_out(request, request.finish_ns)
         for engine, now, coming in left:
             for at, request in coming:
                 heapq.heappush(self._happenings, (at, DELIVERY, request.row, request))
@@ -225,8 +225,8 @@ class Cluster:
                 self._wake(engine.number, now)
             else:
                 heapq.heappush(self._wakes, (now, engine.number))
-        self._turns += 1
-        if self.progress is not None and self._turns % 512 == 0:
+        self._advances += 1
+        if self.progress is not None and self._advances % 512 == 0:
             self.progress(self.ended_count, len(self.table), self.now)
         return stops and bool(ended or left)
 

@@ -11,7 +11,7 @@ scheduler as the single steps would have.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,19 +49,16 @@ class Times(NamedTuple):
     ends: list[int]
 
 
-class Run:
-    """A run of an engine that is under way: planned and priced, carried out when it is over.
+class Underway:
+    """Steps of an engine that are planned and priced, and carried out when they are over.
 
-    Until then it can be cut short, and the KV cache be brought to the state of any moment of it.
+    Until then they can be cut short, and the KV cache be brought to the state of any moment of them.
     """
 
-    __slots__ = ("_booked", "_flying", "_taken", "_used", "shape", "steps", "times")
+    __slots__ = ("_taken", "_used", "steps", "times")
 
-    def __init__(
-        self, shape: StepShape, steps: int, times: Times, flying: Batch | None, booked: RunShares | None
-    ) -> None:
-        """`booked`: what the timer says it has accounted for all steps of `times`."""
-        self.shape, self.steps, self.times, self._flying, self._booked = shape, steps, times, flying, booked
+    def __init__(self, steps: int, times: Times) -> None:
+        self.steps, self.times = steps, times
         self._taken = 0
         """steps whose blocks are taken"""
         self._used: list[int] = []
@@ -73,20 +70,48 @@ class Run:
 
     def cut(self, now: int) -> int:
         """End with the first loop top that sees what reaches the engine at `now`; when that is."""
-        self.steps = max(1, bisect_left(self.times.tops, now, hi=self.steps))
+        self.steps = self._scheduled(now)
         return self.end_ns
 
     def take_blocks(self, scheduler: Scheduler, now: int) -> None:
-        """Bring the KV cache to where it is just before `now`; the first step was scheduled when the run began."""
-        self._take(scheduler, max(1, bisect_left(self.times.tops, now, hi=self.steps)))
+        """Bring the KV cache to where it is just before `now`."""
+        self._take(scheduler, self._scheduled(now))
+
+    def _scheduled(self, now: int) -> int:
+        """Steps that were scheduled before `now`, or at once when it began."""
+        tops, steps = self.times.tops, self.steps
+        return max(bisect_right(tops, tops[0], hi=steps), bisect_left(tops, now, hi=steps))
 
     def _take(self, scheduler: Scheduler, steps: int) -> None:
         if steps > self._taken:
-            self._used += take_blocks(scheduler, self._taken, steps)
+            self._used += self._blocks(scheduler, self._taken, steps)
             self._taken = steps
 
+    def _blocks(self, scheduler: Scheduler, first: int, last: int) -> list[int]:
+        """Give the riders the blocks for steps `first` up to before `last`; the blocks in use after each."""
+        raise NotImplementedError
+
     def carry_out(self, engine: Engine) -> list[Batch]:
-        """Leave `engine` as single steps would have; what is then in flight."""
+        """Leave `engine` as single steps would have; the batches that are then in flight, empty ones among them."""
+        raise NotImplementedError
+
+
+class Run(Underway):
+    """A run of one batch."""
+
+    __slots__ = ("_booked", "_flying", "shape")
+
+    def __init__(
+        self, shape: StepShape, steps: int, times: Times, flying: Batch | None, booked: RunShares | None
+    ) -> None:
+        """`booked`: what the timer says it has accounted for all steps of `times`."""
+        super().__init__(steps, times)
+        self.shape, self._flying, self._booked = shape, flying, booked
+
+    def _blocks(self, scheduler: Scheduler, first: int, last: int) -> list[int]:
+        return take_blocks(scheduler, first, last)
+
+    def carry_out(self, engine: Engine) -> list[Batch]:
         scheduler, shape, steps = engine.scheduler, self.shape, self.steps
         growth = scheduler.riding.growth
         tops, begins, ends = self.times

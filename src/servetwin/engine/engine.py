@@ -92,7 +92,7 @@ class Engine:
         self._until: int | None = None
         self._foreseen = False
         """whether `_until` is what `horizon` would say"""
-        self.run: coast.Run | rotation.Rotation | None = None
+        self.run: coast.Underway | None = None
         """steps that are decided but not carried out yet"""
         self._begin = coast.begin if scheduler.options.pipeline == 1 else rotation.begin
         for lane in scheduler.lanes:

@@ -7,13 +7,13 @@ theirs; they take no time, but keep their places, which say what joins which bat
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from servetwin.engine.batch import Batch
-from servetwin.engine.coast import SHORTEST, Times, unbook
+from servetwin.engine.coast import SHORTEST, Times, Underway, unbook
 from servetwin.engine.riding import Riding
 from servetwin.engine.scheduler import Scheduler
 from servetwin.errors import InputError
@@ -33,47 +33,23 @@ class Part(NamedTuple):
     """of its first step"""
 
 
-class Rotation:
-    """A run (see `coast.Run`) in which `parts` take turns: step i is one of part i modulo their number."""
+class Rotation(Underway):
+    """A run in which `parts` take turns: step i is one of part i modulo their number."""
 
-    __slots__ = ("_free", "_ring", "_taken", "_used", "parts", "steps", "times")
+    __slots__ = ("_free", "_ring", "parts")
 
     def __init__(
         self, parts: list[Part], steps: int, times: Times, free: list[list[int]], ring: Sequence[Batch]
     ) -> None:
         """`free`: when each stage is free, before the run and after each step. `ring`: the batches in flight, empty
         ones among them."""
-        self.parts, self.steps, self.times, self._free, self._ring = parts, steps, times, free, ring
-        self._taken = 0
-        """steps whose blocks are taken"""
-        self._used: list[int] = []
-        """blocks in use after each of them"""
+        super().__init__(steps, times)
+        self.parts, self._free, self._ring = parts, free, ring
 
-    @property
-    def end_ns(self) -> int:
-        return self.times.tops[self.steps]
-
-    def cut(self, now: int) -> int:
-        """End with the first loop top that sees what reaches the engine at `now`; when that is."""
-        self.steps = self._scheduled(now)
-        return self.end_ns
-
-    def take_blocks(self, scheduler: Scheduler, now: int) -> None:
-        """Bring the KV cache to where it is just before `now`."""
-        self._take(scheduler, self._scheduled(now))
-
-    def _scheduled(self, now: int) -> int:
-        """Steps that were scheduled before `now`, or at once when the run began."""
-        tops, steps = self.times.tops, self.steps
-        return max(bisect_right(tops, tops[0], hi=steps), bisect_left(tops, now, hi=steps))
-
-    def _take(self, scheduler: Scheduler, steps: int) -> None:
-        if steps > self._taken:
-            self._used += take_blocks(scheduler, self.parts, self._taken, steps)
-            self._taken = steps
+    def _blocks(self, scheduler: Scheduler, first: int, last: int) -> list[int]:
+        return take_blocks(scheduler, self.parts, first, last)
 
     def carry_out(self, engine: Engine) -> list[Batch]:
-        """Leave `engine` as single steps would have; the batches that are then in flight, empty ones among them."""
         scheduler, parts, steps = engine.scheduler, self.parts, self.steps
         tops, begins, ends = self.times
         for place, part in enumerate(parts):

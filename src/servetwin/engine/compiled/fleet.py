@@ -160,7 +160,7 @@ class Fleet:
 
     def _take_ended(self) -> list[Request]:
         ended = []
-        for row, scheduled, first, finish, outputs, stopped, _ in self._ends[: self._counters[c.ENDS]].tolist():
+        for row, scheduled, first, finish, outputs, stopped in self._ends[: self._counters[c.ENDS]].tolist():
             request = self._requests.pop(row)
             request.scheduled_ns, request.first_token_ns = scheduled, first
             request.last_token_ns = request.finish_ns = finish

@@ -76,6 +76,7 @@ class Prices:
         self._laws[i, c.KIND] = c.BY_OPERATOR
         self._laws[i, c.DECODE_PARTS :] = len(timer.on_decodes), len(timer.on_prefills)
         if timer.padded is not None:
+            # Pure decode and mixed steps are padded alike (see `servetwin.timing.graphs.padding`).
             widths = [timer.padded(tokens, 0) for tokens in range(self._padded.shape[1])]
             self._padded[i] = widths
             if max(widths) >= self._dense.shape[1]:

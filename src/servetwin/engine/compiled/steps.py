@@ -217,7 +217,6 @@ def update(e, place, now, state, out):
                 slots[slot, FIRST_NS],
             )
             end[END_FINISH], end[END_OUTPUTS], end[END_STOPPED] = now, slots[slot, OUTPUTS], stopped
-            end[END_ENGINE] = e
             if not slots[slot, IN_FLIGHT]:
                 slots[slot, NEXT] = counters[FREE_SLOT]
                 counters[FREE_SLOT] = slot
