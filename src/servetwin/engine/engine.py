@@ -122,7 +122,7 @@ class Engine:
                     return self._next_look(now, oldest)
             if self.inbox:
                 self._open_inbox(now)
-            if self._horizon is not None and len(batches) == self._room - 1 and scheduler.steady:
+            if self._horizon is not None and len(batches) == self._room - 1 and scheduler.turns_to_riders():
                 if self._runs_ahead:
                     self.run = self._begin(self, now, self._reach, None, batches)
                     if self.run is not None:

@@ -217,9 +217,9 @@ class Scheduler:
         self._unflushed = False
         return batch
 
-    @property
-    def steady(self) -> bool:
-        """Whether somebody rides in the next batch, and nobody who runs does not ride."""
+    def turns_to_riders(self) -> bool:
+        """Choose the lane of the next batch, where there are several: whether somebody rides in it, and nobody runs who
+        does not ride."""
         if self._turns:
             self.take_turn()
         riding = self.riding
