@@ -171,3 +171,20 @@ def test_limits_of_the_router(waits: dict[str, Any]) -> None:
 def test_other_engines_are_left_to_python(option: dict[str, Any]) -> None:
     _, held = assert_equal(scenario_of(option), table_of([Row(i * MS) for i in range(9)]))
     assert not held, LINEAR
+
+
+def test_code_compiled_from_another_text_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from servetwin.engine.compiled import kept
+
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    old = [tmp_path / name for name in ("kernel.advance-26.py311.nbi", "steps.update-9.py311.1.nbc")]
+    for file in [*old, tmp_path / "other.nbi"]:
+        file.write_bytes(b"")
+    (tmp_path / kept.NOTE).write_text("the digest of another text")
+    assert not kept.compiled_before()
+    kept.throw_away_older()
+    assert not any(file.exists() for file in old) and (tmp_path / "other.nbi").exists()
+    assert not kept.compiled_before()
+    old[0].write_bytes(b"")
+    kept.throw_away_older()
+    assert kept.compiled_before(), "made from the present text"

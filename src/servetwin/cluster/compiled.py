@@ -32,7 +32,8 @@ def fleet_for(engines: list[Engine], log: StepLog, router: Router, table: Reques
     if any(map(looks_at_engines, router.policies)):
         return None
     try:
-        from servetwin.engine.compiled.fleet import Fleet, compiled_before, fits
+        from servetwin.engine.compiled.fleet import Fleet, fits
+        from servetwin.engine.compiled.kept import compiled_before
     except ImportError:  # a numba that does not go with this Python or numpy
         return None
     if not all(map(fits, engines)) or (len(table) < WORTH_COMPILING and not compiled_before()):

@@ -8,7 +8,6 @@ which a request has to give way, or can never be served, leaves the fleet for go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from servetwin.engine.batch import Batch
 from servetwin.engine.compiled import columns as c
+from servetwin.engine.compiled.kept import throw_away_older
 from servetwin.engine.compiled.kernel import advance, push
 from servetwin.engine.compiled.prices import Prices, tells_all
 from servetwin.engine.engine import Engine
@@ -49,12 +49,6 @@ def fits(engine: Engine) -> bool:
     )
 
 
-def compiled_before() -> bool:
-    """Whether numba keeps the compiled code, so that it is there at once."""
-    folder = advance.stats.cache_path
-    return folder is not None and any(Path(folder).glob("kernel.advance-*.nbi"))
-
-
 class Left(NamedTuple):
     """An engine that has left, the time at which its loop goes on, and what was on its way: (arrival, request)."""
 
@@ -67,6 +61,7 @@ class Fleet:
     """All engines of a cluster, by number. Requests are sent by `send`, and end in `advance`."""
 
     def __init__(self, engines: Sequence[Engine], log: StepLog) -> None:
+        throw_away_older()
         self._engines, self._log = engines, log
         self._requests: dict[int, Request] = {}
         """those that are in an engine or on their way, by row"""
